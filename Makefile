@@ -1,0 +1,45 @@
+# Everything sets up .venv by itself: `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+# Extra index for torch, for example that of its CPU wheels; empty: the default index.
+TORCH_INDEX ?=
+DATA ?= ../shared/data
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint benchmark docs clean
+
+help:
+	@echo "make demo       learn from half a photograph, super-resolve the other half, write demo/report.html"
+	@echo "make test       run the tests"
+	@echo "make lint       check format, style and types"
+	@echo "make benchmark  rerun the tables on the data in DATA=$(DATA)"
+	@echo "make docs       build the documentation"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch comes first: what depends on it would otherwise choose another build.
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/patchflow demo --output demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+benchmark: $(STAMP)
+	mkdir -p benchmarks/results
+	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --json benchmarks/results/patchnr-superresolution.json
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Inverse problems with priors learned from the patches of a few images."""

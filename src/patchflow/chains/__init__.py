@@ -1,0 +1,1 @@
+"""How to move: kernels and flows."""

@@ -1,0 +1,116 @@
+"""Parsing, configuration files, and one sentence for every error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser
+
+from patchflow.cli.benchmark import benchmark
+from patchflow.cli.config import expand_config
+from patchflow.cli.demo import demo
+from patchflow.cli.info import info
+from patchflow.cli.reconstruct import reconstruct
+from patchflow.cli.simulate import simulate
+from patchflow.cli.train import train_patch_nr
+from patchflow.errors import InputError, NumericalError
+from patchflow.io.checkpoint import library_version
+
+# Commands by the words that call them; a list argument named here is positional.
+_COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = {
+    ("train", "patch-nr"): (train_patch_nr, "images", "learn a patchNR from one to six images"),
+    ("reconstruct",): (reconstruct, "measurement", "reconstruct an image from a measurement"),
+    ("simulate",): (simulate, "image", "simulate a measurement of an image"),
+    ("demo",): (demo, None, "learn from one half of a photograph, super-resolve the other half"),
+    ("benchmark",): (benchmark, "name", "rerun a table: ours beside the published numbers"),
+    ("info",): (info, "model", "print what a model file says about itself"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments without the program's name; by default those of the process.
+
+    Returns:
+        0; 2 if something given cannot be used; 1 if a computation failed; 130 if interrupted with nothing to keep.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 2
+    try:
+        namespace = parser.parse_args(
+            expand_config(arguments, {words: row[1] for words, row in _COMMANDS.items()})
+        )
+        words, leaf = _leaf(namespace)
+        function, positional, _ = _COMMANDS[words]
+        values = {key: value for key, value in vars(leaf).items() if key != "config"}
+        if positional is not None and values[positional] in (None, []):
+            raise InputError(
+                f"The command needs {positional.upper()}; see patchflow {' '.join(words)} --help."
+            )
+        function(**values)
+    except (InputError, argparse.ArgumentError) as error:
+        print(f"patchflow: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except NumericalError as error:
+        print(f"patchflow: {_sentence(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("patchflow: interrupted before there was anything to keep.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="patchflow",
+        exit_on_error=False,
+        description="Inverse problems with priors learned from the patches of a few images.",
+        version=library_version(),
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command", required=True)
+    groups: dict[str, object] = {}
+    for words, (function, positional, summary) in _COMMANDS.items():
+        leaf = ArgumentParser(exit_on_error=False, description=function.__doc__, allow_abbrev=False)
+        if positional == "images":
+            leaf.add_argument(positional, nargs="*", type=str, metavar="IMAGE", help="image files")
+        elif positional is not None:
+            leaf.add_argument(positional, nargs="?", type=str, metavar=positional.upper())
+        leaf.add_function_arguments(
+            function, skip={positional} if positional else None, fail_untyped=True
+        )
+        leaf.add_argument(
+            "--config",
+            type=str,
+            metavar="RUN.yaml",
+            help="repeat a run: read arguments from this file",
+        )
+        if len(words) == 1:
+            commands.add_subcommand(words[0], leaf, help=summary)
+            continue
+        if words[0] not in groups:
+            group = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+            commands.add_subcommand(words[0], group, help="learn a model from images")
+            groups[words[0]] = group.add_subcommands(dest="model", required=True)
+        groups[words[0]].add_subcommand(words[1], leaf, help=summary)  # pyright: ignore
+    return parser
+
+
+def _leaf(namespace: argparse.Namespace) -> tuple[tuple[str, ...], argparse.Namespace]:
+    words = [namespace.command]
+    leaf = getattr(namespace, namespace.command)
+    if "model" in vars(leaf) and words[0] == "train":
+        words.append(leaf.model)
+        leaf = getattr(leaf, leaf.model)
+    return tuple(words), leaf
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())

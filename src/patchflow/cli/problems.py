@@ -1,0 +1,149 @@
+"""Problems by name, built from flags and the shape of an image or a measurement."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchflow.errors import InputError
+from patchflow.io.atomic import existing_file
+from patchflow.io.images import read_image
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Identity
+from patchflow.problems.sampling import Blur, Mask, downsample
+
+NAMES = ("super-resolution", "deblurring", "inpainting", "denoising")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags say about the measurement.
+
+    Attributes:
+        problem: One of ``super-resolution``, ``deblurring``, ``inpainting``, ``denoising``, or a Python file that defines
+            ``likelihood``.
+        noise: Standard deviation of the noise, in units of the image range.
+        scale: Super-resolution: pixels of the image per pixel of the measurement, along an axis.
+        boundary: Super-resolution: ``circular`` (the paper's) or ``valid`` (zero-shot). Deblurring: ``periodic``,
+            ``reflect`` or ``valid``.
+        kernel: Deblurring: the blur kernel, an image or .npy file.
+        mask: Inpainting: an image that is white where pixels were measured.
+    """
+
+    problem: str
+    noise: float = 0.01
+    scale: int = 4
+    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None
+    kernel: str | None = None
+    mask: str | None = None
+
+    def likelihood(self, shape: tuple[int, int], *, measured: bool) -> GaussianLikelihood:
+        """Build the likelihood.
+
+        Args:
+            shape: Height and width of the measurement, or of the image.
+            measured: Whether ``shape`` is that of the measurement.
+
+        Raises:
+            InputError: If the problem is unknown or a flag does not fit it.
+        """
+        if not self.noise > 0:
+            raise InputError(
+                f"The noise is {self.noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
+            )
+        if self.problem.endswith(".py"):
+            return _from_file(self.problem)
+        if self.problem == "super-resolution":
+            return GaussianLikelihood(self._downsample(shape, measured), self.noise)
+        if self.problem == "deblurring":
+            return GaussianLikelihood(self._blur(shape, measured), self.noise)
+        if self.problem == "inpainting":
+            return GaussianLikelihood(self._mask(shape), self.noise)
+        if self.problem == "denoising":
+            return GaussianLikelihood(Identity(shape), self.noise)
+        near = difflib.get_close_matches(self.problem, NAMES, 1, cutoff=0.3)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"choose one of {', '.join(NAMES)}, or a Python file."
+        )
+        raise InputError(f"There is no problem named {self.problem!r}; {hint}")
+
+    def _downsample(self, shape: tuple[int, int], measured: bool) -> torch.nn.Module:
+        if self.scale < 2:
+            raise InputError(f"The scale is {self.scale} but must be at least 2.")
+        boundary = self.boundary or "circular"
+        if boundary not in ("circular", "valid"):
+            raise InputError(
+                f"Super-resolution has no boundary {boundary!r}; use circular or valid."
+            )
+        if measured:
+            extra = 0 if boundary == "circular" else 16 - self.scale
+            height, width = (extent * self.scale + extra for extent in shape)
+            shape = (height, width)
+        return downsample(shape, stride=self.scale, boundary=boundary)
+
+    def _blur(self, shape: tuple[int, int], measured: bool) -> torch.nn.Module:
+        if self.kernel is None:
+            raise InputError("Deblurring needs --kernel, an image or .npy file of the blur kernel.")
+        kernel = _read_kernel(self.kernel)
+        boundary = self.boundary or "reflect"
+        if boundary == "circular":
+            boundary = "periodic"
+        if measured and boundary == "valid":
+            shape = (shape[0] + kernel.shape[0] - 1, shape[1] + kernel.shape[1] - 1)
+        return Blur(kernel, shape, boundary)
+
+    def _mask(self, shape: tuple[int, int]) -> torch.nn.Module:
+        if self.mask is None:
+            raise InputError(
+                "Inpainting needs --mask, an image that is white where pixels were measured."
+            )
+        mask = read_image(self.mask, grey=True)[0, 0] > 0.5
+        if tuple(mask.shape) != shape:
+            raise InputError(
+                f"The mask {self.mask} has {mask.shape[0]} x {mask.shape[1]} pixels but the image has "
+                f"{shape[0]} x {shape[1]}; give a mask of the image's size."
+            )
+        return Mask(mask)
+
+
+def _read_kernel(path: str) -> Tensor:
+    if path.endswith(".npy"):
+        data = existing_file(path, "kernel file")
+        try:
+            kernel = torch.from_numpy(np.load(data, allow_pickle=False)).to(torch.float32)
+        except (ValueError, EOFError, TypeError) as error:
+            raise InputError(
+                f"{path} is not a NumPy file of numbers; save it with numpy.save."
+            ) from error
+    else:
+        kernel = read_image(path, grey=True)[0, 0]
+    if kernel.ndim != 2 or not kernel.isfinite().all() or not kernel.sum() > 0:
+        raise InputError(
+            f"The kernel in {path} has shape {tuple(kernel.shape)} and sum {float(kernel.sum()):g}; "
+            "it must be a finite matrix of positive sum."
+        )
+    return kernel / kernel.sum()
+
+
+def _from_file(path: str) -> GaussianLikelihood:
+    file = existing_file(path, "problem file")
+    specification = importlib.util.spec_from_file_location(Path(path).stem, file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    likelihood = vars(module).get("likelihood")
+    if not isinstance(likelihood, GaussianLikelihood):
+        raise InputError(
+            f"{path} defines no likelihood; it must assign a patchflow.GaussianLikelihood to that name."
+        )
+    return likelihood

@@ -1,0 +1,210 @@
+"""``patchflow reconstruct``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patchflow.cli.config import command_line, write_config
+from patchflow.cli.options import check_output, load_prior, start, value_range
+from patchflow.cli.problems import Settings
+from patchflow.errors import InputError
+from patchflow.io.images import read_stack, write_image
+from patchflow.metrics import psnr, ssim
+from patchflow.priors.patch import PatchPrior
+from patchflow.priors.variation import TotalVariation
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import variational
+from patchflow.report import Curve, Panel, Report, write_report
+from patchflow.solution import Solution
+from patchflow.splitting import primal_dual
+from patchflow.table import Record, build_table
+
+# The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
+_SLACK = 8.0
+
+
+def reconstruct(
+    measurement: str,
+    *,
+    problem: str,
+    output: str = "reconstruction.png",
+    method: Literal["patchnr", "tv"] = "patchnr",
+    prior: str | None = None,
+    noise: float = 0.01,
+    weight: float | None = None,
+    scale: int = 4,
+    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
+    kernel: str | None = None,
+    mask: str | None = None,
+    truth: str | None = None,
+    steps: int = 100,
+    stride: int = 3,
+    lr: float = 0.03,
+    solver: Literal["adam", "lbfgs"] = "adam",
+    report: str | None = None,
+    range: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Reconstruct an image (or a stack of images) from its measurement.
+
+    Writes the image, the configuration (.yaml) that repeats the run, and with --report a folder with an HTML report.
+    Ctrl-C keeps the image so far.
+
+    Args:
+        measurement: The measured image: PNG, JPEG, TIFF (also stacks) or .npy.
+        problem: super-resolution, deblurring, inpainting, denoising, or a Python file that defines likelihood.
+        output: Image to write; .tif and .npy keep floating-point values.
+        method: patchnr, or tv (total variation).
+        prior: The model file of patchflow train patch-nr; needed for patchnr.
+        noise: Standard deviation of the noise, in units of the image range.
+        weight: Weight of the prior against the data; patchnr: 0.1 suits any noise level, as the data term contains it;
+            tv: 0.12/noise.
+        scale: Super-resolution: image pixels per measured pixel.
+        boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
+        kernel: Deblurring: the blur kernel, an image or .npy file.
+        mask: Inpainting: an image that is white where pixels were measured.
+        truth: The true image, if known: PSNR while running, error map and metrics in the report.
+        steps: Steps of the solver (patchnr).
+        stride: Stride of the patch grid whose phase cycles; 1 takes all patches at each step.
+        lr: Peak step of Adam.
+        solver: adam or lbfgs.
+        report: Folder for the report.
+        range: Values LO:HI of the files that become 0 and 1.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+    """
+    settings = dict(locals())
+    target = Path(output)
+    check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
+    if method == "patchnr" and prior is None:
+        raise InputError(
+            "patchnr needs --prior, a model file; train one with patchflow train patch-nr IMAGE."
+        )
+    start(seed, threads)
+    limits = value_range(range)
+    y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * noise)
+    flags = Settings(problem, noise, scale, boundary, kernel, mask)
+    likelihood = flags.likelihood((y.shape[2], y.shape[3]), measured=True)
+    _check_measurement(y, likelihood, measurement)
+    x_true = None if truth is None else read_stack(truth, value_range=limits, grey=grey)
+    if x_true is not None and x_true.shape[-2:] != likelihood.operator.domain_shape:
+        height, width = likelihood.operator.domain_shape
+        raise InputError(
+            f"The truth {truth} has {x_true.shape[2]} x {x_true.shape[3]} pixels but the reconstruction will have "
+            f"{height} x {width}; give the image that was measured."
+        )
+    loaded = None if prior is None else load_prior(prior)[0]
+    init = likelihood.operator.initial(y)
+    begun = time.perf_counter()
+    if loaded is not None and method == "patchnr":
+        weight = variational.DEFAULT_WEIGHT if weight is None else weight
+        solution = variational.reconstruct(
+            likelihood,
+            loaded,
+            y,
+            init,
+            weight=weight,
+            method=solver,
+            steps=steps,
+            lr=lr,
+            stride=stride,
+            callback=None if x_true is None else _follow(x_true),
+            progress=True,
+        )
+    else:
+        weight = 0.12 / noise if weight is None else weight
+        solution = primal_dual(likelihood, weight, TotalVariation(), init, y)
+    seconds = time.perf_counter() - begun
+    write_image(target, solution.x)
+    write_config(target.with_suffix(".yaml"), "reconstruct", settings)
+    residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
+    print(
+        f"{target}: {method}, weight {weight:g}, {solution.steps} steps in {seconds:.1f} s; "
+        f"residual {residual:.4f} at noise {noise:g}."
+    )
+    if x_true is not None:
+        print(
+            f"PSNR {float(psnr(solution.x, x_true).mean()):.2f} dB, SSIM {float(ssim(solution.x, x_true).mean()):.3f}"
+        )
+    if report is not None:
+        page = write_report(
+            report,
+            _report(settings, y, init, solution, x_true, loaded, likelihood, seconds),
+        )
+        print(f"Report: {page}")
+
+
+def _check_measurement(y: Tensor, likelihood: GaussianLikelihood, path: str) -> None:
+    expected = likelihood.operator.range_shape
+    if tuple(y.shape[-2:]) != tuple(expected):
+        raise InputError(
+            f"The measurement {path} has {y.shape[2]} x {y.shape[3]} pixels but the operator gives "
+            f"{expected[0]} x {expected[1]}; check the problem's flags."
+        )
+
+
+def _follow(truth: Tensor):  # noqa: ANN202
+    def callback(step: int, x: Tensor, value: float) -> Mapping[str, str]:
+        return {"psnr": f"{float(psnr(x, truth).mean()):.2f}"}
+
+    return callback
+
+
+def _report(
+    settings: dict[str, object],
+    y: Tensor,
+    init: Tensor,
+    solution: Solution,
+    truth: Tensor | None,
+    prior: PatchPrior | None,
+    likelihood: GaussianLikelihood,
+    seconds: float,
+) -> Report:
+    method = str(settings["method"])
+    table = None
+    if truth is not None:
+        records = [
+            Record(
+                name,
+                f"{k}",
+                {
+                    "psnr": float(psnr(x[k : k + 1], truth[k : k + 1])[0]),
+                    "ssim": float(ssim(x[k : k + 1], truth[k : k + 1])[0]),
+                },
+            )
+            for name, x in (("start", init), (method, solution.x))
+            for k in torch.arange(len(truth)).tolist()
+        ]
+        table = build_table("reconstruction", "PSNR and SSIM, data range 1, whole image", records)
+    notes = [] if len(y) == 1 else [f"A stack of {len(y)} images; the first is shown."]
+    return Report(
+        title=f"{settings['problem']} of {settings['measurement']}",
+        command=command_line("reconstruct", settings, "measurement"),
+        measurement=Panel("measurement", y[:1]),
+        baseline=Panel("start", init[:1], "what the solver started from"),
+        reconstruction=Panel(method, solution.x[:1]),
+        truth=None if truth is None else Panel("truth", truth[:1]),
+        table=table,
+        curves=[
+            Curve(
+                "energy",
+                list(map(float, torch.arange(len(solution.history)))),
+                solution.history,
+                "energy [nats]",
+            )
+        ],
+        nll_map=None if prior is None else prior.nll_map(solution.x[:1])[0, 0],
+        seed=int(str(settings["seed"])),
+        timings={"reconstruction": seconds},
+        settings={key: value for key, value in settings.items() if value is not None},
+        notes=notes,
+    )

@@ -1,0 +1,158 @@
+"""``patchflow train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from patchflow import models
+from patchflow.cli.config import command_line, write_config
+from patchflow.cli.options import check_output, start, value_range
+from patchflow.errors import InputError, NumericalError
+from patchflow.io.checkpoint import ModelHeader, save_model
+from patchflow.io.images import check_varies, fingerprint, read_image
+from patchflow.learn import learn_patches
+from patchflow.numerics.precision import Precision
+from patchflow.priors.patch import PatchPrior
+
+
+def train_patch_nr(
+    images: list[str],
+    *,
+    output: str = "prior.safetensors",
+    validation: str | None = None,
+    holdout: float = 0.1,
+    size: int = 6,
+    layers: int = 5,
+    hidden: int = 256,
+    padding: int = 0,
+    dihedral: bool = False,
+    batch: int = 512,
+    steps: int = 10_000,
+    lr: float = 2e-3,
+    average: float = 0.999,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    preset: Literal["default", "paper"] = "default",
+    range: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Learn a patchNR from the patches of one to six images.
+
+    Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
+    --resume true continues.
+
+    Args:
+        images: PNG, JPEG, TIFF or .npy files.
+        output: Model file to write.
+        validation: An image to validate on; without it, a part of each training image is held out.
+        holdout: Held-out fraction of each training image.
+        size: Side length of the patches in pixels.
+        layers: Coupling blocks of the flow.
+        hidden: Width of the flow's networks.
+        padding: Reflected pixels around an image in reconstruction.
+        dihedral: Turn and mirror patches at random (for images without a preferred direction).
+        batch: Patches per step.
+        steps: Training steps.
+        lr: Peak learning rate.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop after this many validations without improvement.
+        seconds: Time limit; the learning-rate schedule ends with it.
+        precision: auto takes bfloat16 where this processor is faster with it.
+        preset: paper is the published network and procedure (750,000 steps of 32 patches: hours).
+        range: Values LO:HI of the files that become 0 and 1.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+        resume: Continue an interrupted run from the state file beside the output.
+    """
+    settings = dict(locals())
+    target = Path(output)
+    check_output(target, (".safetensors",))
+    if not images:
+        raise InputError("There are no training images; give one to six image files.")
+    start(seed, threads)
+    limits = value_range(range)
+    training = [read_image(path, value_range=limits, grey=grey) for path in images]
+    for path, image in zip(images, training, strict=True):
+        check_varies(image, path)
+    held = [] if validation is None else [read_image(validation, value_range=limits, grey=grey)]
+    channels = training[0].shape[1]
+    prior = models.patch_nr(
+        size=size,
+        channels=channels,
+        layers=layers,
+        hidden=hidden,
+        padding=padding,
+        precision=precision,
+        preset=preset,
+    )
+    state = target.with_suffix(".state.safetensors")
+    try:
+        result = learn_patches(
+            prior,
+            training,
+            held,
+            holdout=holdout,
+            dihedral=dihedral,
+            batch=batch,
+            steps=steps,
+            lr=lr,
+            average=average,
+            patience=patience,
+            seconds=seconds,
+            precision=precision,
+            preset=preset,
+            checkpoint=state,
+            resume=resume,
+            progress=True,
+        )
+    except NumericalError:
+        _save(target, prior, settings, training, {})
+        raise
+    summary = {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "validation": result.best,
+        "stopped": result.stopped,
+        "history": result.validation,
+    }
+    _save(target, prior, settings, training, summary)
+    write_config(target.with_suffix(".yaml"), "train patch-nr", settings)
+    print(
+        f"{target}: {result.best:.2f} nats per validation patch after {result.steps} steps in {result.seconds:.0f} s "
+        f"({result.stopped})."
+    )
+    if result.stopped == "interrupted":
+        print(
+            f"Interrupted; {state} holds the state. Continue with: "
+            f"{command_line('train patch-nr', settings | {'resume': True}, 'images')}"
+        )
+    else:
+        state.unlink(missing_ok=True)
+
+
+def _save(
+    target: Path,
+    prior: PatchPrior,
+    settings: dict[str, object],
+    images: list[torch.Tensor],
+    summary: dict[str, object],
+) -> None:
+    arguments = {
+        key: settings[key] for key in ("size", "layers", "hidden", "padding", "precision", "preset")
+    }
+    header = ModelHeader(
+        model="patch_nr",
+        arguments=arguments | {"channels": prior.channels},
+        fingerprint=fingerprint(images),
+        seed=int(str(settings["seed"])),
+        training=summary,
+    )
+    save_model(target, prior.state_dict(), header)

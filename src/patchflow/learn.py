@@ -1,0 +1,127 @@
+"""Learn a patch prior from one to six images: what to fit on, what to validate on, and a recipe that works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patchflow.errors import InputError
+from patchflow.fit import Fit, fit
+from patchflow.numerics.patches import PatchSampler, extract_patches
+from patchflow.numerics.precision import Precision
+from patchflow.priors.patch import PatchPrior
+
+# Fixed patches on which training is validated.
+VALIDATION_PATCHES = 8192
+
+
+def learn_patches(
+    prior: PatchPrior,
+    images: Sequence[Tensor],
+    validation: Sequence[Tensor] = (),
+    *,
+    holdout: float = 0.1,
+    dihedral: bool = False,
+    batch: int = 512,
+    steps: int = 10_000,
+    lr: float = 2e-3,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    warmup: int = 500,
+    average: float = 0.999,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    preset: Literal["default", "paper"] = "default",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Fit:
+    r"""Fit the patch energy of ``prior`` to all patches of the images, and leave it frozen at its best validated state.
+
+    Args:
+        prior: The prior to train.
+        images: Training images, each (1, channels, height, width); sizes may differ.
+        validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
+        holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
+        dihedral: Turn and mirror the patches at random; for images without a preferred direction.
+        batch: Patches per step.
+        steps: Training steps.
+        lr: Peak learning rate of Adam.
+        schedule: ``"cosine"`` decay after the warm-up, or ``"constant"``.
+        warmup: Steps of linear warm-up.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop early after this many validations (of which there are at most 40) without improvement.
+        seconds: Time limit; the schedule ends with it.
+        precision: Precision of the networks during training.
+        preset: ``"paper"`` is the published procedure: 750,000 steps of 32 patches at a constant rate of 1e-4, in float32.
+            It overrides ``batch``, ``steps``, ``lr``, ``schedule``, ``warmup``, ``average`` and ``precision``.
+        checkpoint: File for the training state.
+        resume: Continue from ``checkpoint``.
+        progress: Show a progress line.
+
+    Returns:
+        The record of the run.
+
+    Raises:
+        InputError: If images and prior do not fit together, or ``holdout`` leaves no patch.
+    """
+    if preset == "paper":
+        batch, steps, lr, schedule, warmup = 32, 750_000, 1e-4, "constant", 1
+        average, precision = 0.0, "float32"
+    for image in (*images, *validation):
+        if image.shape[1] != prior.channels:
+            raise InputError(
+                f"An image has {image.shape[1]} channels but the model was made for {prior.channels}; "
+                "convert the image, or set the number of channels of the model."
+            )
+    if not validation:
+        images, validation = _hold_out(images, holdout, prior.size)
+    sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral)
+    patches = validation_patches(validation, prior.size)
+    energy = prior.patch_energy
+    return fit(
+        energy,
+        sampler,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        warmup=warmup,
+        average=average,
+        validate=lambda: energy(patches).mean().item(),
+        validate_every=min(1000, max(100, steps // 40)),
+        patience=patience,
+        budget=seconds,
+        precision=precision,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def validation_patches(images: Sequence[Tensor], size: int) -> Tensor:
+    """The fixed 8,192 patches (or all, if fewer) of images on which training is validated, whatever the seed."""
+    patches = torch.cat([extract_patches(image[0], size) for image in images])
+    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
+    return patches[order[:VALIDATION_PATCHES]]
+
+
+def _hold_out(
+    images: Sequence[Tensor], fraction: float, size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    if not 0 < fraction <= 0.5:
+        raise InputError(f"The held-out fraction is {fraction}; use one above 0 and at most 0.5.")
+    kept, held = [], []
+    for image in images:
+        rows = max(size, round(fraction * image.shape[2]))
+        if image.shape[2] - rows < size:
+            raise InputError(
+                f"An image of {image.shape[2]} x {image.shape[3]} pixels is too small to hold out a part of it with patches "
+                f"of {size} x {size}; give a validation image or a larger training image."
+            )
+        kept.append(image[:, :, :-rows])
+        held.append(image[:, :, -rows:])
+    return kept, held

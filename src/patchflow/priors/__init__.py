@@ -1,0 +1,1 @@
+"""What to believe: one prior a file."""

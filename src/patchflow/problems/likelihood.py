@@ -1,0 +1,121 @@
+r"""Likelihoods: a forward model and a noise model, as an energy :math:`E(x \mid y) = -\log p(y \mid F(x))`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchflow.energy import Conditional, Energy, Proximable
+from patchflow.errors import InputError
+from patchflow.problems.operator import LinearOperator
+
+
+class GaussianNoise(Conditional):
+    r"""Additive noise, :math:`b = a + \sigma \xi` with :math:`\xi \sim N(0, I)`.
+
+    Args:
+        std: The standard deviation :math:`\sigma`, in the units of the measurement.
+
+    Raises:
+        InputError: If ``std`` is not positive.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        if not 0 < std < math.inf:
+            raise InputError(
+                f"The noise level is {std} but must be positive and finite; for exact data use their rounding error."
+            )
+        self.std = std
+
+    def draw(self, a: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add noise; see :meth:`Conditional.draw`."""
+        b = a + self.std * torch.randn_like(a)
+        return b, self.log_prob(b, a)
+
+    def log_prob(
+        self, b: Tensor, a: Tensor, condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """The normalised log-density; see :meth:`Conditional.log_prob`."""
+        residual = ((b - a) / self.std).flatten(1)
+        constant = residual.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        return -0.5 * residual.square().sum(1) - constant
+
+
+class Likelihood(Energy):
+    r"""The energy :math:`E(x \mid y) = -\log p(y \mid F(x))` of any forward model.
+
+    Args:
+        operator: The forward model :math:`F`: any callable of a batch, differentiable by autograd.
+        noise: The law of the measurement given :math:`F(x)`.
+    """
+
+    def __init__(self, operator: Callable[[Tensor], Tensor], noise: Conditional) -> None:
+        super().__init__()
+        self.operator, self.noise = operator, noise
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
+
+        Raises:
+            InputError: If there is no measurement.
+        """
+        return -self.noise.log_prob(_measured(condition), self.operator(x))
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """Draw a measurement of ``x``."""
+        return self.noise.draw(self.operator(x))[0]
+
+
+class GaussianLikelihood(Proximable):
+    r"""A linear operator with Gaussian noise, the likelihood that has a closed proximal map.
+
+    .. math:: E(x \mid y) = \frac{1}{2\sigma^2} \|A x - y\|^2 + m \log(\sigma\sqrt{2\pi})
+
+    Args:
+        operator: The operator :math:`A`.
+        std: The standard deviation :math:`\sigma` of the noise.
+
+    Raises:
+        InputError: If ``std`` is not positive.
+    """
+
+    def __init__(self, operator: LinearOperator, std: float) -> None:
+        super().__init__()
+        self.operator, self.noise = operator, GaussianNoise(std)
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
+
+        Raises:
+            InputError: If there is no measurement.
+        """
+        return -self.noise.log_prob(_measured(condition), self.operator(x))
+
+    def prox(
+        self,
+        v: Float[Tensor, "batch *event"],
+        step: float | int,
+        condition: Tensor | None = None,
+    ) -> Float[Tensor, "batch *event"]:
+        r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v`, :math:`\rho = \sigma^2 / \tau`; see :meth:`Proximable.prox`."""
+        rho = self.noise.std**2 / step
+        return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """Draw a measurement of ``x``."""
+        return self.noise.draw(self.operator(x))[0]
+
+
+def _measured(condition: Tensor | None) -> Tensor:
+    if condition is None:
+        raise InputError("A likelihood needs the measurement; pass it as condition.")
+    return condition

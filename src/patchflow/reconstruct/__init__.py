@@ -1,0 +1,1 @@
+"""Methods of the literature that are more than an energy; one a file."""

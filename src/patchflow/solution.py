@@ -1,0 +1,23 @@
+"""What a solver returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Solution(NamedTuple):
+    """The result of a solver.
+
+    Attributes:
+        x: The last point.
+        history: The monitored value (an energy, or the measure of convergence of the solver) after each step.
+        steps: The number of steps taken.
+        converged: Whether the tolerance was reached.
+    """
+
+    x: Tensor
+    history: list[float]
+    steps: int
+    converged: bool
