@@ -1,4 +1,5 @@
-import pytest, torch
+import pytest
+import torch
 
 torch.set_default_dtype(torch.float64)
 

@@ -319,6 +319,32 @@ def test_not_finite(tmp_path, value, extension):
     assert not (tmp_path / "b.png").exists()
 
 
+def test_noisy_measurements_may_leave_the_range_by_the_slack(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([[-0.25, 0.5], [1.0, 1.125]], np.float32))
+    for read in (read_image, read_stack):
+        assert read(path, slack=0.25).flatten().tolist() == [-0.25, 0.5, 1.0, 1.125]
+        assert read(path, slack=1).min() == -0.25
+        for slack in (0, 0.125, 0.249):
+            with pytest.raises(InputError, match=r"outside the range \[0, 1\]"):
+                read(path, slack=slack)
+    # The slack is a share of a declared range too.
+    np.save(path, np.array([[-25.0, 112.5]], np.float64))
+    assert read_image(path, value_range=(0, 100), slack=0.25).tolist() == [[[[-0.25, 1.125]]]]
+    with pytest.raises(InputError, match=r"outside the range \[0, 100\]"):
+        read_image(path, value_range=(0, 100), slack=0.2)
+    # Integers have no noise beyond their range, and NaN is never noise.
+    np.save(path, np.array([[0, 101]], np.int16))
+    with pytest.raises(InputError, match=r"outside the range \[0, 100\]"):
+        read_image(path, value_range=(0, 100), slack=0.25)
+    np.save(path, np.array([[0.0, np.nan]], np.float32))
+    with pytest.raises(InputError, match="1 NaN or infinite"):
+        read_image(path, slack=1.0)
+    for slack in (-0.5, np.nan):
+        with pytest.raises(InputError, match=f"slack {slack:g} is not a share of the range"):
+            read_image(path, slack=slack)
+
+
 def test_outside_the_range(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.array([[-3.5, 260.0]]))

@@ -44,6 +44,8 @@ def test_psnr_and_ssim_equal_scikit_image(name, noise):
     large, truth_large = (255 * x).float().repeat(2, 1, 1, 1), (255 * truth).float()
     assert torch.allclose(ssim(large, truth_large, 255.0), ssim(x, truth).expand(2), atol=1e-6)
     assert torch.allclose(psnr(large, truth_large, 255.0), psnr(x, truth).expand(2), atol=1e-4)
+    assert torch.equal(ssim(large, truth_large, 255), ssim(large, truth_large, 255.0))
+    assert torch.equal(psnr(large, truth_large, 255), psnr(large, truth_large, 255.0))
 
 
 def test_equal_images():
@@ -94,7 +96,8 @@ def test_lpips_per_image_equals_the_documentation_of_torchmetrics(lpips):
     generator = torch.Generator().manual_seed(42)
     x, truth = uniform(2, generator), uniform(2, generator)
     assert lpips(x, truth).tolist() == pytest.approx([0.1024, 0.0938], abs=5.1e-5)
-    assert lpips(x, truth[:1])[0] == lpips(x[:1], truth[:1])[0]
+    both, alone = lpips(x, truth[:1])[0], lpips(x[:1], truth[:1])[0]
+    torch.testing.assert_close(both, alone)
 
 
 @needs_weights

@@ -34,7 +34,7 @@ def table() -> Table:
         records(),
         published={"patchNR": {"psnr": 28.53, "ssim": 0.78}, "ACNN": {"psnr": 28.89}},
         peak_mib={"patchNR": 812.6},
-        floor={"psnr": 28.4},
+        floor={"psnr": 0.01, "ssim": 0.0002},
     )
 
 
@@ -58,7 +58,7 @@ def test_text_is_aligned_and_marks_the_best():
     assert "813" in ours
     bicubic = next(line for line in lines if line.startswith("bicubic"))
     assert "*" not in bicubic
-    assert lines[-1].endswith("to reach: PSNR 28.40.")
+    assert lines[-1].endswith("; noise floor: PSNR 0.01, SSIM 0.0002.")
     header = lines[2]
     # Digits stand below each other: the mark has a column of its own.
     assert (
@@ -105,7 +105,7 @@ def test_json_has_the_documented_form(tmp_path):
     assert row["published"] == {"psnr": 28.53, "ssim": 0.78}
     assert row["peak_mib"] == 812.6
     assert document["rows"][0]["peak_mib"] is None
-    assert document["floor"] == {"psnr": 28.4}
+    assert document["floor"] == {"psnr": 0.01, "ssim": 0.0002}
 
 
 def test_json_is_strict_and_nothing_is_dropped_silently():
@@ -129,6 +129,53 @@ def test_json_is_strict_and_nothing_is_dropped_silently():
     assert "nan" in result.text()
     missing = [Record("a", "1", {"psnr": 1.0, "ssim": 1.0}), Record("a", "2", {"psnr": 1.0})]
     assert math.isnan(build_table("t", "p", missing).rows[0].mean["ssim"])
+
+
+def test_nothing_is_dropped(tmp_path):
+    metrics = [*IMAGE_METRICS, Metric("kl", "KL", 2)]
+    values = {metric.name: index + 1.5 for index, metric in enumerate(metrics)}
+    ours = [Record(m, f"image {i}", values) for m in ("a", "b") for i in range(3)]
+    result = build_table(
+        "t",
+        "p",
+        ours,
+        published={"b": {"psnr": 7, "kl": 77.25}, "printed": {"ssim": 0.625}},
+        peak_mib={"a": 111, "measured": 222.0},
+        floor={metric.name: 0.25 for metric in metrics},
+        metrics=metrics,
+    )
+    assert [row.method for row in result.rows] == ["a", "b", "printed", "measured"]
+    assert [row.images for row in result.rows] == [3, 3, 0, 0]
+    for row in result.rows[:2]:
+        assert row.mean == values
+        assert row.std == dict.fromkeys(values, 0.0)
+    figures = ["7.00", "77.25", "0.625", "111", "222"]
+    figures += [
+        f"{value:.{m.digits}f} ± " for m, value in zip(metrics, values.values(), strict=True)
+    ]
+    words = [row.method for row in result.rows] + [metric.title for metric in metrics] + figures
+    words += [f"published {title}" for title in ("PSNR [dB]", "SSIM", "KL")]
+    words += [f"{metric.label} 0.25" for metric in metrics]
+    for shown in (result.text(), result.markdown()):
+        assert [word for word in words if word not in shown] == []
+    document = json.loads(result.json())
+    assert [row["method"] for row in document["rows"]] == ["a", "b", "printed", "measured"]
+    assert [row["peak_mib"] for row in document["rows"]] == [111, None, None, 222]
+    assert document["rows"][0]["mean"] == values
+    assert document["rows"][1]["published"] == {"psnr": 7, "kl": 77.25}
+    assert document["rows"][2]["published"] == {"ssim": 0.625}
+    assert list(document["floor"]) == list(values)
+    # A figure that only one image has is a column all the same.
+    ours += [Record("a", "image 3", {**values, "extra": 4})]
+    write_csv(tmp_path / "t.csv", ours)
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row.pop("method"), row.pop("image")) for row in rows] == [
+        (record.method, record.image) for record in ours
+    ]
+    assert [{k: float(v) for k, v in row.items() if v} for row in rows] == [
+        record.values for record in ours
+    ]
 
 
 def test_csv(tmp_path):
@@ -163,6 +210,10 @@ def test_errors(tmp_path):
         InputError, match="figure kl, which is not one of lpips, psnr, seconds, ssim"
     ):
         build_table("t", "p", [Record("a", "1", {"kl": 1.0})])
+    with pytest.raises(InputError, match="published row of a has the figure kl"):
+        build_table("t", "p", [], published={"a": {"kl": 1.0}})
+    with pytest.raises(InputError, match="noise floor has the figure kl"):
+        build_table("t", "p", [], floor={"kl": 1.0})
     with pytest.raises(InputError, match="no folder"):
         table().write_json(tmp_path / "no" / "t.json")
     assert [metric.name for metric in IMAGE_METRICS] == ["psnr", "ssim", "lpips", "seconds"]

@@ -1,16 +1,16 @@
 r"""Energies: the one noun of the library.
 
-An inverse problem is an energy :math:`E(x \mid y) = -\log p(x \mid y) + \mathrm{const}`. Priors, likelihoods, posteriors
-and the training losses of flows are all energies, so one algebra composes them: sums of energies are products of
-densities, multiples are powers.
+An inverse problem is an energy :math:`E(x \mid y) = -\log p(x \mid y) + \mathrm{const}`. Priors, likelihoods,
+posteriors and the training losses of flows are all energies, so one algebra composes them: sums of energies
+are products of densities, multiples are powers.
 
 >>> import torch
 >>> class Quadratic(Energy):
 ...     def forward(self, x, condition=None):
 ...         return 0.5 * x.flatten(1).square().sum(1)
 >>> posterior = Quadratic() + 3 * Quadratic()
->>> posterior(torch.ones(1, 2, dtype=torch.float64))
-tensor([4.], dtype=torch.float64)
+>>> float(posterior(torch.ones(1, 2)))
+4.0
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 class Energy(nn.Module, ABC):
     r"""An energy :math:`E(x \mid y) = -\log p(x \mid y) + \mathrm{const}`, one value per batch entry.
 
-    Subclasses implement :meth:`forward` and nothing else. Faster gradients live behind ``forward`` as autograd functions,
-    so that solvers, samplers and users never choose between two paths.
+    Subclasses implement :meth:`forward` and nothing else. Faster gradients live behind ``forward`` as autograd
+    functions, so that solvers, samplers and users never choose between two paths.
     """
 
     @abstractmethod

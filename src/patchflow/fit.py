@@ -8,7 +8,7 @@ The mean energy of a flow over data is its maximum-likelihood loss, so one funct
 >>> from patchflow.priors.gaussian import StandardNormal
 >>> _ = torch.manual_seed(0)
 >>> flow = Flow(StandardNormal(2), AffineCoupling(2, hidden=8))
->>> result = fit(flow, lambda: 0.5 * torch.randn(64, 2), steps=50, warmup=5)
+>>> result = fit(flow, lambda: 0.5 * torch.randn(64, 2), steps=200, warmup=5)
 >>> result.losses[-1] < result.losses[0]
 True
 """
@@ -76,9 +76,9 @@ def fit(
     r"""Lower the mean of ``energy`` over random batches in its parameters, and leave them frozen.
 
     Adam with a linear warm-up and a cosine decay to zero (``schedule="cosine"``), or at a constant rate
-    (``schedule="constant"``, the published procedure). With validation, the parameters end at their best validated state.
-    Interrupting (Ctrl-C) keeps the best state so far. A resumed run ends at the same parameters as an uninterrupted one,
-    bit by bit, on a CPU and without ``budget``.
+    (``schedule="constant"``, the published procedure). With validation, the parameters end at their best
+    validated state. Interrupting (Ctrl-C) keeps the best state so far. A resumed run ends at the same
+    parameters as an uninterrupted one, bit by bit, on a CPU and without ``budget``.
 
     Args:
         energy: The energy; those of its parameters that want gradients are trained.
@@ -176,7 +176,7 @@ class _Run:
         precision: Precision,
     ) -> None:
         self.energy, self.parameters, self.average = energy, parameters, average
-        self.precision = precision
+        self.precision: Precision = precision
         self.optimizer = torch.optim.Adam(list(parameters.values()), lr=lr, fused=True)
         self.step, self.seconds, self.since_best = 0, 0.0, 0
         self.losses: list[float] = []
@@ -210,11 +210,8 @@ class _Run:
         if self.averaged is not None:
             # The decay grows to its value, so that the start is forgotten.
             decay = min(self.average, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(
-                list(self.averaged.values()),
-                [p.detach() for p in self.parameters.values()],
-                1 - decay,
-            )
+            for name, p in self.parameters.items():
+                self.averaged[name].lerp_(p.detach(), 1 - decay)
 
     def record(self, validate: Callable[[], float]) -> None:
         """Validate, and remember the state if it is the best."""
@@ -263,7 +260,7 @@ class _Run:
 
     def load(self, path: Path) -> None:
         """Read the state that :meth:`save` wrote."""
-        record, tensors = load_state(path)
+        tensors, record = load_state(path)
 
         def group(prefix: str) -> dict[str, Tensor]:
             start = len(prefix) + 1

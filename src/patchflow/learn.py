@@ -57,8 +57,9 @@ def learn_patches(
         patience: Stop early after this many validations (of which there are at most 40) without improvement.
         seconds: Time limit; the schedule ends with it.
         precision: Precision of the networks during training.
-        preset: ``"paper"`` is the published procedure: 750,000 steps of 32 patches at a constant rate of 1e-4, in float32.
-            It overrides ``batch``, ``steps``, ``lr``, ``schedule``, ``warmup``, ``average`` and ``precision``.
+        preset: ``"paper"`` is the published procedure: 750,000 steps of 32 patches at a constant rate of 1e-4,
+            in float32. It overrides ``batch``, ``steps``, ``lr``, ``schedule``, ``warmup``, ``average`` and
+            ``precision``.
         checkpoint: File for the training state.
         resume: Continue from ``checkpoint``.
         progress: Show a progress line.
@@ -119,7 +120,8 @@ def _hold_out(
         rows = max(size, round(fraction * image.shape[2]))
         if image.shape[2] - rows < size:
             raise InputError(
-                f"An image of {image.shape[2]} x {image.shape[3]} pixels is too small to hold out a part of it with patches "
+                f"An image of {image.shape[2]} x {image.shape[3]} pixels is too small to hold out a part of it with "
+                "patches "
                 f"of {size} x {size}; give a validation image or a larger training image."
             )
         kept.append(image[:, :, :-rows])

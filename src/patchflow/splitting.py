@@ -18,6 +18,10 @@ from patchflow.errors import InputError
 from patchflow.priors.variation import TotalVariation, image_gradient, minus_divergence
 from patchflow.solution import Solution
 
+# The default step balances pixels that move by this against dual variables of the size of the weight.
+STEP = 0.05
+RELAXATION = 1.9
+
 
 @torch.no_grad()
 def primal_dual(
@@ -30,11 +34,12 @@ def primal_dual(
     step: float | None = None,
     max_iterations: int = 2000,
     tolerance: float = 1e-4,
+    callback: Callable[[int, Tensor, float], None] | None = None,
 ) -> Solution:
     r"""Minimise :math:`E(x \mid y) + w\, \mathrm{TV}(x)` by the primal-dual method of Chambolle and Pock.
 
-    It stops when the primal and the dual residual of the optimality conditions, relative to the sizes of :math:`x` and of
-    the dual variable's divergence, are both below ``tolerance``.
+    It stops when the primal and the dual residual of the optimality conditions, relative to the sizes of
+    :math:`x` and of the dual variable's divergence, are both below ``tolerance``.
 
     Args:
         data: The data term, with its exact proximal map.
@@ -55,25 +60,35 @@ def primal_dual(
     """
     if not weight > 0:
         raise InputError(f"The weight of total variation is {weight} but must be positive.")
-    tau = 0.05 / weight if step is None else step
+    tau = STEP / weight if step is None else step
     sigma = 1 / (8 * tau)
-    x = leading = init
+    x = x_new = init
     p = torch.zeros_like(image_gradient(x))
+    gradient, divergence = image_gradient(x), minus_divergence(p)
     history: list[float] = []
     tiny = torch.finfo(x.dtype).tiny
-    for _ in range(max_iterations):
-        p_new = variation.project(p + sigma * image_gradient(leading), weight)
-        x_new = data.prox(x - tau * minus_divergence(p_new), tau, condition)
-        moved, turned = x - x_new, p - p_new
+    for k in range(max_iterations):
+        x_new = data.prox(x - tau * divergence, tau, condition)
+        gradient_new = image_gradient(x_new)
+        p_new = variation.project(p + sigma * (2 * gradient_new - gradient), weight)
+        divergence_new = minus_divergence(p_new)
         # Residuals of 0 in dE(x) + D'p and 0 in dF*(p) - Dx, where F* is the indicator of the dual ball.
-        primal = (moved / tau - minus_divergence(turned)).norm() / minus_divergence(p_new).norm().clamp_min(tiny)
-        dual = (turned / sigma - image_gradient(moved)).norm() / image_gradient(x_new).norm().clamp_min(tiny)
-        leading = 2 * x_new - x
-        x, p = x_new, p_new
-        history.append(float(torch.maximum(primal, dual)))
+        primal = ((x - x_new) / tau - (divergence - divergence_new)).norm()
+        dual = ((p - p_new) / sigma - (gradient - gradient_new)).norm()
+        residual = torch.maximum(
+            primal / divergence_new.norm().clamp_min(tiny),
+            dual / gradient_new.norm().clamp_min(tiny),
+        )
+        # Over-relaxation of both variables; D and D' are linear, so their images relax alike.
+        x, p = torch.lerp(x, x_new, RELAXATION), torch.lerp(p, p_new, RELAXATION)
+        gradient = torch.lerp(gradient, gradient_new, RELAXATION)
+        divergence = torch.lerp(divergence, divergence_new, RELAXATION)
+        history.append(float(residual))
+        if callback is not None:
+            callback(k, x_new, history[-1])
         if history[-1] < tolerance:
             break
-    return Solution(x, history, len(history), bool(history) and history[-1] < tolerance)
+    return Solution(x_new, history, len(history), bool(history) and history[-1] < tolerance)
 
 
 @torch.no_grad()
@@ -85,7 +100,9 @@ def half_quadratic_splitting(
     *,
     betas: Sequence[float],
 ) -> Solution:
-    r"""Alternate :math:`z = \mathrm{denoise}(x, \beta^{-1/2})` and :math:`x = \arg\min \tfrac\beta2\|x - z\|^2 + E(x \mid y)`.
+    r"""Alternate between a denoiser and the exact data step.
+
+    .. math:: z = \mathrm{denoise}(x, \beta^{-1/2}), \qquad x = \arg\min_x \tfrac\beta2 \|x - z\|^2 + E(x \mid y)
 
     With a denoiser that is the proximal map of an energy :math:`R` this lowers
     :math:`E(x \mid y) + \tfrac\beta2 \|x - z\|^2 + R(z)` for growing :math:`\beta`.
@@ -104,7 +121,9 @@ def half_quadratic_splitting(
         InputError: If a penalty is not positive.
     """
     if not betas or min(betas) <= 0:
-        raise InputError(f"The penalties are {list(betas)} but must be positive, at least one of them.")
+        raise InputError(
+            f"The penalties are {list(betas)} but must be positive, at least one of them."
+        )
     x, history = init, []
     for beta in betas:
         z = denoise(x, beta**-0.5)

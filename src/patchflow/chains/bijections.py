@@ -31,7 +31,8 @@ class AffineCoupling(Kernel):
     .. math::
         x_1 = z_1 \odot e^{\sigma(s_2(z_2))} + t_2(z_2), \qquad x_2 = z_2 \odot e^{\sigma(s_1(x_1))} + t_1(x_1),
 
-    with the soft clamp :math:`\sigma(s) = 0.636\, c \arctan(s)`; :math:`\log|\det| = \sum \sigma(s_1) + \sum \sigma(s_2)`.
+    with the soft clamp :math:`\sigma(s) = 0.636\, c \arctan(s)`; :math:`\log|\det| = \sum \sigma(s_1) + \sum
+    \sigma(s_2)`.
 
     Args:
         dim: Dimension of the points, at least 2.
@@ -217,7 +218,7 @@ class ActNorm(Kernel):
         scale, mean = torch.std_mean(x, 0)
         if not (scale > 0).all():
             raise InputError(
-                f"Coordinate {int((scale <= 0).nonzero()[0])} is constant over the {len(x)} points; give data that vary."
+                f"Coordinate {int((scale <= 0).nonzero()[0])} is constant over {len(x)} points; give data that vary."
             )
         self.log_scale.copy_(scale.log())
         self.shift.copy_(mean)
@@ -243,8 +244,8 @@ class ActNorm(Kernel):
 class InvertibleLinear(Kernel):
     r"""An invertible matrix in LU form, :math:`x = P L (U + \mathrm{diag}(\epsilon e^{s}))\, z`.
 
-    :math:`P` is a fixed permutation, :math:`L` unit lower and :math:`U` strictly upper triangular, :math:`\epsilon` fixed
-    signs; :math:`\log|\det| = \sum s`. It starts as a random rotation.
+    :math:`P` is a fixed permutation, :math:`L` unit lower and :math:`U` strictly upper triangular,
+    :math:`\epsilon` fixed signs; :math:`\log|\det| = \sum s`. It starts as a random rotation.
 
     Args:
         dim: Dimension of the points.

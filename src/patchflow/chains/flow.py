@@ -31,8 +31,9 @@ class Flow(Density):
     r"""A latent density through a chain of kernels.
 
     Gradients of bijective chains come from the kernels' hand-written backward; when the parameters are frozen, as
-    :func:`patchflow.fit` leaves them, block by block with constant memory. Values and gradients are those of autograd up
-    to rounding, unless the caller asks for lower precision with ``torch.autocast``. Second derivatives work, by autograd.
+    :func:`patchflow.fit` leaves them, block by block with constant memory. Values and gradients are those of
+    autograd up to rounding, unless the caller asks for lower precision with ``torch.autocast``. Second
+    derivatives work, by autograd.
 
     Args:
         latent: The latent density.

@@ -5,8 +5,9 @@ A :class:`Kernel` is a pair :math:`(K, R)`: ``forward`` draws :math:`x_1 \sim K(
 
 .. math:: \ell = \log \frac{\text{density of undoing the step}}{\text{density of doing it}},
 
-the Radon-Nikodym derivative of one path law with respect to the other. It is :math:`\log|\det \nabla T|` for a bijection
-and :math:`E(x_1) - E(x_0)` for a kernel that is reversible with respect to :math:`e^{-E}`; along a chain it adds up.
+the Radon-Nikodym derivative of one path law with respect to the other. It is :math:`\log|\det \nabla T|` for a
+bijection and :math:`E(x_1) - E(x_0)` for a kernel that is reversible with respect to :math:`e^{-E}`; along a
+chain it adds up.
 
 References:
     Hagemann, Hertrich, Steidl, "Stochastic normalizing flows for inverse problems: a Markov chains viewpoint", 2022,
@@ -32,7 +33,7 @@ class Step(NamedTuple):
 
 
 # Gradients of parameters, summed where a parameter occurs more than once.
-Slopes = dict[nn.Parameter, Tensor]
+Slopes = dict[Tensor, Tensor]
 
 
 class Pullback(NamedTuple):
@@ -177,7 +178,7 @@ class Reversed(Kernel):
         return self.kernel(x, condition)
 
 
-def add_slope(slopes: Slopes, parameter: nn.Parameter, slope: Tensor) -> None:
+def add_slope(slopes: Slopes, parameter: Tensor, slope: Tensor) -> None:
     """Add the gradient of a parameter to those found so far."""
     known = slopes.get(parameter)
     slopes[parameter] = slope if known is None else known.add_(slope)

@@ -1,6 +1,7 @@
 """The small networks inside kernels, with a hand-written backward in the input.
 
-A patch flow spends nine tenths of its time in the square matrices of these networks, so their backward pass is written by
+A patch flow spends nine tenths of its time in the square matrices of these networks, so their backward pass is
+written by
 hand: no autograd graph, masks from the activations themselves, everything in place.
 """
 
@@ -51,8 +52,8 @@ class MLP(nn.Sequential):
                 that only weights and hidden activations are rounded. Results have the type of ``x``.
 
         Returns:
-            The outputs, and a function from gradients in the outputs to gradients in the inputs, which adds those in the
-            parameters to its second argument unless that is ``None``; it can be called once.
+            The outputs, and a function from gradients in the outputs to gradients in the inputs, which adds
+            those in the parameters to its second argument unless that is ``None``; it can be called once.
         """
         first, *middle, last = self.linears
         weight = first.weight.detach().to(dtype)

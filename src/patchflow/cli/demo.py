@@ -23,7 +23,7 @@ from patchflow.problems.sampling import downsample
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.report import Curve, Panel, Report, figure_grid, write_report
 from patchflow.splitting import primal_dual
-from patchflow.table import PSNR, SSIM, SECONDS, Record, build_table
+from patchflow.table import PSNR, SECONDS, SSIM, Record, build_table
 
 NOISE = 0.01
 SCALE = 4
@@ -34,7 +34,12 @@ TV_WEIGHT = 6.0
 
 
 def demo(
-    *, output: str = "demo", seconds: float = 60.0, steps: int = 100, seed: int = 0, threads: int | None = None
+    *,
+    output: str = "demo",
+    seconds: float = 60.0,
+    steps: int = 100,
+    seed: int = 0,
+    threads: int | None = None,
 ) -> None:
     """Learn a patchNR from the left half of a photograph of bricks, super-resolve the right half, write a report.
 
@@ -54,7 +59,9 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     photograph = torch.from_numpy(skimage.data.brick()).to(torch.float32)[None, None] / 255
     left, truth = photograph[..., :256], photograph[..., 256:]
-    print(f"Learning from the left half of a {photograph.shape[2]} x {photograph.shape[3]} photograph ({seconds:.0f} s)")
+    print(
+        f"Learning from the left half of a {photograph.shape[2]} x {photograph.shape[3]} photograph ({seconds:.0f} s)"
+    )
     prior = models.patch_nr()
     training = learn_patches(prior, [left], steps=10**6, seconds=seconds, progress=True)
     header = ModelHeader(
@@ -68,15 +75,23 @@ def demo(
     likelihood = GaussianLikelihood(downsample((512, 256), SCALE), NOISE)
     y = likelihood.simulate(truth)
     init = likelihood.operator.initial(y)
-    images, timings = {"bicubic, aligned": init}, {"training": training.seconds, "bicubic, aligned": 0.0}
+    images, timings = (
+        {"bicubic, aligned": init},
+        {"training": training.seconds, "bicubic, aligned": 0.0},
+    )
     begun = time.perf_counter()
     images["L2-TV"] = primal_dual(likelihood, TV_WEIGHT, TotalVariation(), init, y).x
     timings["L2-TV"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    solution = reconstruct(likelihood, prior, y, init, weight=DEFAULT_WEIGHT, steps=steps, progress=True)
+    solution = reconstruct(
+        likelihood, prior, y, init, weight=DEFAULT_WEIGHT, steps=steps, progress=True
+    )
     images["patchNR"] = solution.x
     timings["patchNR"] = time.perf_counter() - begun
-    records = [Record(name, "brick", _figures(x, truth) | {"seconds": timings[name]}) for name, x in images.items()]
+    records = [
+        Record(name, "brick", _figures(x, truth) | {"seconds": timings[name]})
+        for name, x in images.items()
+    ]
     table = build_table(
         "demo",
         f"x{SCALE} super-resolution of the right half of a photograph, patchNR learned from the left half; "
@@ -87,7 +102,11 @@ def demo(
     print(f"\n{table}\n")
     write_image(folder / "measurement.png", y.clamp(0, 1))
     write_image(folder / "reconstruction.png", solution.x)
-    panels = [Panel("measurement", y), *(Panel(name, x) for name, x in images.items()), Panel("truth", truth)]
+    panels = [
+        Panel("measurement", y),
+        *(Panel(name, x) for name, x in images.items()),
+        Panel("truth", truth),
+    ]
     write_bytes(folder / "demo.png", figure_grid(panels))
     page = write_report(
         folder,
@@ -101,7 +120,12 @@ def demo(
             truth=Panel("truth", truth),
             table=table,
             curves=[
-                Curve("energy", [float(k) for k in range(solution.steps)], solution.history, "energy [nats]"),
+                Curve(
+                    "energy",
+                    [float(k) for k in range(solution.steps)],
+                    solution.history,
+                    "energy [nats]",
+                ),
                 Curve(
                     "validation",
                     [float(step) for step, _ in training.validation],
@@ -113,7 +137,13 @@ def demo(
             nll_map=prior.nll_map(solution.x)[0, 0],
             seed=seed,
             timings=timings,
-            settings={"noise": NOISE, "scale": SCALE, "weight": DEFAULT_WEIGHT, "tv weight": TV_WEIGHT, "steps": steps},
+            settings={
+                "noise": NOISE,
+                "scale": SCALE,
+                "weight": DEFAULT_WEIGHT,
+                "tv weight": TV_WEIGHT,
+                "steps": steps,
+            },
         ),
     )
     print(f"Report: {page}")

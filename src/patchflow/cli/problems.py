@@ -16,7 +16,7 @@ from patchflow.errors import InputError
 from patchflow.io.atomic import existing_file
 from patchflow.io.images import read_image
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.operator import Identity
+from patchflow.problems.operator import Identity, LinearOperator
 from patchflow.problems.sampling import Blur, Mask, downsample
 
 NAMES = ("super-resolution", "deblurring", "inpainting", "denoising")
@@ -27,8 +27,8 @@ class Settings:
     """What the flags say about the measurement.
 
     Attributes:
-        problem: One of ``super-resolution``, ``deblurring``, ``inpainting``, ``denoising``, or a Python file that defines
-            ``likelihood``.
+        problem: One of ``super-resolution``, ``deblurring``, ``inpainting``, ``denoising``, or a Python file
+            that defines ``likelihood``.
         noise: Standard deviation of the noise, in units of the image range.
         scale: Super-resolution: pixels of the image per pixel of the measurement, along an axis.
         boundary: Super-resolution: ``circular`` (the paper's) or ``valid`` (zero-shot). Deblurring: ``periodic``,
@@ -76,7 +76,7 @@ class Settings:
         )
         raise InputError(f"There is no problem named {self.problem!r}; {hint}")
 
-    def _downsample(self, shape: tuple[int, int], measured: bool) -> torch.nn.Module:
+    def _downsample(self, shape: tuple[int, int], measured: bool) -> LinearOperator:
         if self.scale < 2:
             raise InputError(f"The scale is {self.scale} but must be at least 2.")
         boundary = self.boundary or "circular"
@@ -90,7 +90,7 @@ class Settings:
             shape = (height, width)
         return downsample(shape, stride=self.scale, boundary=boundary)
 
-    def _blur(self, shape: tuple[int, int], measured: bool) -> torch.nn.Module:
+    def _blur(self, shape: tuple[int, int], measured: bool) -> LinearOperator:
         if self.kernel is None:
             raise InputError("Deblurring needs --kernel, an image or .npy file of the blur kernel.")
         kernel = _read_kernel(self.kernel)
@@ -99,9 +99,9 @@ class Settings:
             boundary = "periodic"
         if measured and boundary == "valid":
             shape = (shape[0] + kernel.shape[0] - 1, shape[1] + kernel.shape[1] - 1)
-        return Blur(kernel, shape, boundary)
+        return Blur(kernel, shape, boundary=boundary)
 
-    def _mask(self, shape: tuple[int, int]) -> torch.nn.Module:
+    def _mask(self, shape: tuple[int, int]) -> LinearOperator:
         if self.mask is None:
             raise InputError(
                 "Inpainting needs --mask, an image that is white where pixels were measured."

@@ -45,7 +45,7 @@ def reconstruct(
     truth: str | None = None,
     steps: int = 100,
     stride: int = 3,
-    lr: float = 0.03,
+    lr: float = 0.015,
     solver: Literal["adam", "lbfgs"] = "adam",
     report: str | None = None,
     range: str | None = None,

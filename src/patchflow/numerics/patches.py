@@ -1,8 +1,8 @@
 r"""Patches of images: extraction, its adjoint, and random batches.
 
-A patch is a vector of ``channels * size * size`` numbers, channel by channel and row by row. All patches of an image are
-the positions of a grid of stride 1; a coarser grid is given by its stride and its *phase*, the position of its first
-patch.
+A patch is a vector of ``channels * size * size`` numbers, channel by channel and row by row. All patches of an
+image are the positions of a grid of stride 1; a coarser grid is given by its stride and its *phase*, the
+position of its first patch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def add_patches(
 
 
 def dihedral_orders(channels: int, size: int) -> Tensor:
-    """The eight symmetries of the square as index vectors: ``patch[orders[k]]`` is the k-th turned or mirrored patch."""
+    """The eight symmetries of the square: ``patch[orders[k]]`` is the k-th turned or mirrored patch."""
     index = torch.arange(channels * size * size).view(channels, size, size)
     turned = [torch.rot90(index, k, (1, 2)) for k in range(4)]
     return torch.stack([view.flatten() for t in turned for view in (t, t.flip(2))])

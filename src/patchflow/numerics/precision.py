@@ -17,8 +17,8 @@ def autocast(x: Tensor, precision: Precision) -> torch.autocast:
 
     Args:
         x: The data. The context changes nothing unless they are float32: float64 stays float64.
-        precision: ``"float32"``, ``"bfloat16"`` (weights and hidden activations rounded, sums in float32), or ``"auto"``,
-            which takes bfloat16 where :func:`fastest_dtype` finds it faster on the device of ``x``.
+        precision: ``"float32"``, ``"bfloat16"`` (weights and hidden activations rounded, sums in float32), or
+            ``"auto"``, which takes bfloat16 where :func:`fastest_dtype` finds it faster on the device of ``x``.
     """
     low = precision == "bfloat16" or (
         precision == "auto" and fastest_dtype(x.device) == torch.bfloat16
@@ -30,8 +30,8 @@ def autocast(x: Tensor, precision: Precision) -> torch.autocast:
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """float32, or bfloat16 where the device multiplies 512 x 512 matrices at least 1.5 times faster with it.
 
-    Processors with AMX or AVX512-BF16 and recent GPUs do; others emulate bfloat16 slowly. The measurement takes some tens
-    of milliseconds, once per process and device.
+    Processors with AMX or AVX512-BF16 and recent GPUs do; others emulate bfloat16 slowly. The measurement
+    takes some tens of milliseconds, once per process and device.
 
     Args:
         device: The device to measure.

@@ -4,7 +4,8 @@ The paper's numbers and choices, and nothing else. Its objective for super-resol
 
 .. math:: \|f(x) - y\|^2 + \lambda \frac{1}{N} \sum_{i=1}^{N} E(P_i x),
 
-a sum over pixels against a mean over patches; the library's is :math:`\frac{1}{2\sigma^2}\|f(x) - y\|^2 + w\, R(x)` with
+a sum over pixels against a mean over patches; the library's is :math:`\frac{1}{2\sigma^2}\|f(x) - y\|^2 + w\,
+R(x)` with
 :math:`R(x) = \frac{1}{p^2} \sum_i E(P_i x)`. They have the same minimisers for
 :math:`w = \frac{\lambda}{2 \sigma^2} \frac{p^2}{N}`.
 
@@ -80,7 +81,8 @@ def load_published(state: Mapping[str, Tensor]) -> PatchPrior:
     prior = patch_nr(preset="paper")
     chain = prior.patch_energy.get_submodule("chain")
     assert isinstance(chain, Chain)
-    for k, kernel in enumerate(chain):
+    for k in range(len(chain)):
+        kernel = chain[k]
         # FrEIA numbers the blocks and permutations in order and calls our net1 and net2 subnet1 and subnet2.
         names = {
             key: f"module_list.{k}."

@@ -1,7 +1,7 @@
 """The table of super-resolution of a material (x4) with patchNR and its rivals, on the published test images.
 
-One training image, one validation image; nothing is chosen on test images. The metrics leave out 40 pixels on each side,
-with data range 1, as in the paper.
+One training image, one validation image; nothing is chosen on test images. The metrics leave out 40 pixels on
+each side, with data range 1, as in the paper.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def run(
     """
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
-        raise InputError(f"There is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(METHODS)}.")
+        raise InputError(
+            f"There is no method {unknown[0] if unknown else ''!r}; choose from {', '.join(METHODS)}."
+        )
     if images is not None and images < 1:
         raise InputError(f"The number of images is {images} but must be at least 1.")
     tests = sorted(
@@ -75,7 +77,8 @@ def run(
     )[:images]
     if not tests:
         raise InputError(
-            f"There is no image in {data / 'material' / 'test'}; the 100 test images are in the folder testset_superres of "
+            f"There is no image in {data / 'material' / 'test'}; the 100 test images are in the folder "
+            "testset_superres of "
             "the paper's public repository FabianAltekrueger/patchNR."
         )
     lpips = LPIPS(
@@ -97,7 +100,8 @@ def run(
         for k in range(NOISE_SEEDS)
     ]
     floor = {
-        name: statistics.stdev(values[name] for values in repeats) for name in ("psnr", "ssim", "lpips")
+        name: statistics.stdev(values[name] for values in repeats)
+        for name in ("psnr", "ssim", "lpips")
     }
     protocol = (
         f"material x4, {len(tests)} test images, noise {NOISE}, {CROP}-pixel border removed, data range 1, "
@@ -105,7 +109,12 @@ def run(
     )
     published = {name: PUBLISHED[name] for name in PUBLISHED}
     table = build_table(
-        "patchnr-superresolution", protocol, records, published=published, peak_mib=peaks, floor=floor
+        "patchnr-superresolution",
+        protocol,
+        records,
+        published=published,
+        peak_mib=peaks,
+        floor=floor,
     )
     return table, records
 

@@ -60,6 +60,12 @@ class Gaussian(Density):
                 f"A mean of shape {tuple(mean.shape)} and a covariance of shape {tuple(covariance.shape)} do not fit; "
                 "give (dim,) and (dim, dim)."
             )
+        # The Cholesky factorisation reads the lower triangle only.
+        skew = float((covariance - covariance.T).abs().max())
+        if skew > 1e-5 * float(covariance.abs().max()):
+            raise InputError(
+                f"The covariance differs from its transpose by {skew:g} but must be symmetric; use (C + C.T) / 2."
+            )
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed:
             smallest = float(torch.linalg.eigvalsh(covariance)[0])

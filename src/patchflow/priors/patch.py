@@ -2,9 +2,10 @@ r"""Patch priors: an energy of patches, summed over an image.
 
 .. math:: R(x) = \frac{1}{p^2} \sum_{i=1}^{N} E(P_i x),
 
-over all :math:`N` overlapping :math:`p \times p` patches :math:`P_i x`. Each inner pixel lies in :math:`p^2` patches, so
-:math:`R` is in nats of the whole image and its weight against a negative log-likelihood depends neither on the size of the
-image nor on the patch size or stride. With the energy of a normalizing flow it is patchNR. The paper's
+over all :math:`N` overlapping :math:`p \times p` patches :math:`P_i x`. Each inner pixel lies in :math:`p^2`
+patches, so
+:math:`R` is in nats of the whole image and its weight against a negative log-likelihood depends neither on the
+size of the image nor on the patch size or stride. With the energy of a normalizing flow it is patchNR. The paper's
 :math:`\lambda` multiplies the *mean* over patches; :func:`patchflow.papers.altekrueger2023_patchnr.weight` converts it.
 
 References:
@@ -60,10 +61,12 @@ class PatchPrior(Energy):
         super().__init__()
         if size < 1 or channels < 1 or padding < 0:
             raise InputError(
-                f"Got size {size}, channels {channels} and padding {padding}; sizes must be positive, the padding 0 or more."
+                f"Got size {size}, channels {channels} and padding {padding}; "
+                "sizes must be positive, the padding 0 or more."
             )
         self.patch_energy = patch_energy
-        self.size, self.channels, self.padding, self.precision = size, channels, padding, precision
+        self.size, self.channels, self.padding = size, channels, padding
+        self.precision: Precision = precision
 
     def forward(
         self,
@@ -92,7 +95,7 @@ class PatchPrior(Energy):
     def nll_map(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch 1 height width"]:
-        """Per pixel, the mean energy (nats) of the patches that contain it: where the image is unlike the training data."""
+        """Per pixel, the mean energy (nats) of the patches that contain it: high where the prior is surprised."""
         size = self.size
         maps = []
         for image in x:

@@ -43,7 +43,7 @@ class TotalVariation(Energy):
     def project(
         self, p: Float[Tensor, "2 batch channels height width"], radius: float
     ) -> Float[Tensor, "2 batch channels height width"]:
-        """Project dual variables onto the ball of the dual norm: the proximal map of the conjugate of ``radius * TV``."""
+        """Project onto the dual ball: the proximal map of the conjugate of ``radius * TV``."""
         if self.isotropic:
             return p / (torch.linalg.vector_norm(p, dim=0) / radius).clamp_min(1)
         return p.clamp(-radius, radius)

@@ -73,7 +73,7 @@ class Likelihood(Energy):
         return self.noise.draw(self.operator(x))[0]
 
 
-class GaussianLikelihood(Proximable):
+class GaussianLikelihood(Likelihood, Proximable):
     r"""A linear operator with Gaussian noise, the likelihood that has a closed proximal map.
 
     .. math:: E(x \mid y) = \frac{1}{2\sigma^2} \|A x - y\|^2 + m \log(\sigma\sqrt{2\pi})
@@ -86,19 +86,11 @@ class GaussianLikelihood(Proximable):
         InputError: If ``std`` is not positive.
     """
 
+    operator: LinearOperator
+    noise: GaussianNoise
+
     def __init__(self, operator: LinearOperator, std: float) -> None:
-        super().__init__()
-        self.operator, self.noise = operator, GaussianNoise(std)
-
-    def forward(
-        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
-        """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
-
-        Raises:
-            InputError: If there is no measurement.
-        """
-        return -self.noise.log_prob(_measured(condition), self.operator(x))
+        super().__init__(operator, GaussianNoise(std))
 
     def prox(
         self,
@@ -106,13 +98,9 @@ class GaussianLikelihood(Proximable):
         step: float | int,
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
-        r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v`, :math:`\rho = \sigma^2 / \tau`; see :meth:`Proximable.prox`."""
+        r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
         rho = self.noise.std**2 / step
         return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho)
-
-    def simulate(self, x: Tensor) -> Tensor:
-        """Draw a measurement of ``x``."""
-        return self.noise.draw(self.operator(x))[0]
 
 
 def _measured(condition: Tensor | None) -> Tensor:

@@ -3,9 +3,9 @@ r"""Variational reconstruction with a patch prior: the maximum a posteriori esti
 .. math:: \hat x \in \arg\min_x \; \frac{1}{2\sigma^2}\|A x - y\|^2 + w\, R(x), \qquad
           R(x) = \frac{1}{p^2} \sum_i E(P_i x).
 
-The data term carries the noise level, and :math:`R` counts nats per image, so :math:`w` has no unit. The published weights
-of super-resolution, zero-shot super-resolution and computed tomography are 0.08, 0.3 and 0.2 on this scale: one default
-serves all of them.
+The data term carries the noise level, and :math:`R` counts nats per image, so :math:`w` has no unit. The
+published weights of super-resolution, zero-shot super-resolution and computed tomography are 0.08, 0.3 and 0.2
+on this scale: one default serves all of them.
 
 References:
     Altekrueger, Denker, Hagemann, Hertrich, Maass, Steidl, "PatchNR: learning from very few images by patch normalizing
@@ -37,7 +37,7 @@ def reconstruct(
     weight: float = DEFAULT_WEIGHT,
     method: Literal["adam", "lbfgs"] = "adam",
     steps: int = 100,
-    lr: float = 0.03,
+    lr: float = 0.015,
     schedule: Literal["cosine", "constant"] = "cosine",
     stride: int = 3,
     random_patches: int | None = None,
