@@ -2,6 +2,7 @@ r"""Splitting methods: the data by its exact proximal map, the prior by its own.
 
 References:
     Chambolle, Pock, "A first-order primal-dual algorithm for convex problems with applications to imaging", 2011
+    Condat, "A primal-dual splitting method for convex optimization", 2013 (over-relaxation)
     Geman, Yang, "Nonlinear image recovery with half-quadratic regularization", 1995
     Zoran, Weiss, "From learning models of natural image patches to whole image restoration", 2011
 """
@@ -18,8 +19,10 @@ from patchflow.errors import InputError
 from patchflow.priors.variation import TotalVariation, image_gradient, minus_divergence
 from patchflow.solution import Solution
 
-# The default step balances pixels that move by this against dual variables of the size of the weight.
-STEP = 0.05
+# Measured on super-resolution x4 (noise 0.01, weight 5): 0.005, 0.015 and 0.05 leave relative residuals of
+# 3e-3, 5e-4 and 3e-3 after 200 iterations.
+STEP = 0.015
+# Below 2; 1 is the original method, which took 226 iterations there (weight 3.5) instead of 130.
 RELAXATION = 1.9
 
 
@@ -31,12 +34,12 @@ def primal_dual(
     init: Tensor,
     condition: Tensor | None = None,
     *,
-    step: float | None = None,
+    step: float | int | None = None,
     max_iterations: int = 2000,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     callback: Callable[[int, Tensor, float], None] | None = None,
 ) -> Solution:
-    r"""Minimise :math:`E(x \mid y) + w\, \mathrm{TV}(x)` by the primal-dual method of Chambolle and Pock.
+    r"""Minimise :math:`E(x \mid y) + w\, \mathrm{TV}(x)` by the over-relaxed primal-dual method of Chambolle and Pock.
 
     It stops when the primal and the dual residual of the optimality conditions, relative to the sizes of
     :math:`x` and of the dual variable's divergence, are both below ``tolerance``.
@@ -47,10 +50,11 @@ def primal_dual(
         variation: The total variation.
         init: Start (batch, channels, height, width).
         condition: The measurement.
-        step: Primal step; the dual one is :math:`1 / (8 \tau)`. By default :math:`0.05 / w`, which balances pixels of
-            size 0.05 against dual variables of size :math:`w`.
+        step: Primal step; the dual one is :math:`1 / (8 \tau)`. By default :data:`STEP` / :math:`w`, which
+            balances the movement of pixels in [0, 1] against dual variables of size :math:`w`.
         max_iterations: Stop after this many iterations in any case.
         tolerance: See above.
+        callback: Called after each step with its number, the current x and the larger residual.
 
     Returns:
         The last point, the larger of the two relative residuals at each step, and whether they reached ``tolerance``.

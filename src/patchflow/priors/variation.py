@@ -41,7 +41,7 @@ class TotalVariation(Energy):
         return torch.linalg.vector_norm(p, dim=0).flatten(1).sum(1)
 
     def project(
-        self, p: Float[Tensor, "2 batch channels height width"], radius: float
+        self, p: Float[Tensor, "2 batch channels height width"], radius: float | int
     ) -> Float[Tensor, "2 batch channels height width"]:
         """Project onto the dual ball: the proximal map of the conjugate of ``radius * TV``."""
         if self.isotropic:

@@ -24,7 +24,7 @@ class GaussianNoise(Conditional):
         InputError: If ``std`` is not positive.
     """
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, std: float | int) -> None:
         super().__init__()
         if not 0 < std < math.inf:
             raise InputError(
@@ -89,7 +89,7 @@ class GaussianLikelihood(Likelihood, Proximable):
     operator: LinearOperator
     noise: GaussianNoise
 
-    def __init__(self, operator: LinearOperator, std: float) -> None:
+    def __init__(self, operator: LinearOperator, std: float | int) -> None:
         super().__init__(operator, GaussianNoise(std))
 
     def prox(

@@ -36,8 +36,8 @@ class Operator(nn.Module, ABC):
 class LinearOperator(Operator):
     r"""A linear operator :math:`A` with its adjoint.
 
-    ``A @ B`` composes, ``A.T`` is the adjoint operator. Three methods have defaults that operators with
-    structure replace by closed forms: ``solve``, and ``initial``.
+    ``A @ B`` composes, ``A.T`` is the adjoint operator. Two methods have defaults that operators with
+    structure replace by closed forms: ``solve`` and ``initial``.
     """
 
     @abstractmethod

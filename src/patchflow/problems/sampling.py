@@ -173,7 +173,7 @@ def downsample(
     stride: int = 4,
     *,
     kernel_size: int = 16,
-    std: float | None = None,
+    std: float | int | None = None,
     boundary: Literal["circular", "valid"] = "circular",
 ) -> Blur:
     """The paper's super-resolution operators: a Gaussian blur, kept at every ``stride``-th pixel.
@@ -205,7 +205,7 @@ def downsample(
     )
 
 
-def gaussian_kernel(size: int, std: float) -> Float[Tensor, "size size"]:
+def gaussian_kernel(size: int, std: float | int) -> Float[Tensor, "size size"]:
     """A Gaussian sampled on ``size`` x ``size`` pixels around their middle, of sum 1.
 
     Raises:
@@ -253,7 +253,7 @@ class Subsample(LinearOperator):
     def initial(self, y: Tensor) -> Tensor:
         """Bicubic interpolation, aligned with the kept pixels."""
         rows, columns = (
-            _cubic_matrix(count, small, self.stride, self.offset, False).to(y)
+            _cubic_matrix(count, small, self.stride, float(self.offset), False).to(y)
             for count, small in zip(self.domain_shape, self.range_shape, strict=True)
         )
         return rows @ y @ columns.T
@@ -330,9 +330,18 @@ def _cubic_matrix(
 ) -> Float[Tensor, "count small"]:
     """Rows that interpolate ``small`` samples at ``stride * i + shift`` to the positions 0, ..., count - 1.
 
-    The cubic kernel has a = -0.75, that of torch's bicubic interpolation.
+    The cubic kernel has a = -0.75, that of torch's bicubic interpolation. Unless periodic, pixels outside those that
+    bicubic interpolation covers are reflected, as in the published zero-shot code.
     """
-    position = (torch.arange(count, dtype=torch.float64) - shift) / stride
+    pixels = torch.arange(count, dtype=torch.float64)
+    if not periodic:
+        # The margin absorbs the rounding of a shift that was computed as a centroid.
+        half, margin = (stride - 1) / 2, 1e-3
+        first = max(math.ceil(shift - half - margin), 0)
+        last = min(math.floor(shift + (small - 1) * stride + half + margin), count - 1)
+        pixels = first + (pixels - first).abs()
+        pixels = (last - (last - pixels).abs()).clamp_min(first)
+    position = (pixels - shift) / stride
     taps = position.floor()[:, None] + torch.arange(-1, 3, dtype=torch.float64)
     distance = (position[:, None] - taps).abs()
     a = -0.75
