@@ -96,13 +96,13 @@ def test_the_step_does_not_change_the_solution():
     likelihood = GaussianLikelihood(Identity((16, 16)), 0.1)
     runs = [
         primal_dual(
-            likelihood, 10, TotalVariation(), y, y, step=step, tolerance=1e-6, max_iterations=5000
+            likelihood, 10, TotalVariation(), y, y, step=step, tolerance=2e-5, max_iterations=2000
         )
-        for step in (None, 5e-4, 4e-3)
+        for step in (None, 5e-4, 3e-3)
     ]
     assert all(run.converged for run in runs)
     for run in runs[1:]:
-        assert torch.allclose(run.x, runs[0].x, atol=1e-4)
+        assert torch.allclose(run.x, runs[0].x, atol=1e-3)
 
 
 def test_history_and_callback():

@@ -1,1 +1,56 @@
 """Inverse problems with priors learned from the patches of a few images."""
+
+from patchflow.chains.bijections import ActNorm as ActNorm
+from patchflow.chains.bijections import AffineCoupling as AffineCoupling
+from patchflow.chains.bijections import InvertibleLinear as InvertibleLinear
+from patchflow.chains.bijections import Permutation as Permutation
+from patchflow.chains.bijections import random_permutation as random_permutation
+from patchflow.chains.flow import Flow as Flow
+from patchflow.chains.kernel import Chain as Chain
+from patchflow.chains.kernel import Kernel as Kernel
+from patchflow.chains.kernel import Reversed as Reversed
+from patchflow.chains.kernel import Step as Step
+from patchflow.energy import Conditional as Conditional
+from patchflow.energy import Density as Density
+from patchflow.energy import Energy as Energy
+from patchflow.energy import Proximable as Proximable
+from patchflow.errors import InputError as InputError
+from patchflow.errors import NumericalError as NumericalError
+from patchflow.fit import Fit as Fit
+from patchflow.fit import fit as fit
+from patchflow.io.checkpoint import ModelHeader as ModelHeader
+from patchflow.io.checkpoint import library_version as _library_version
+from patchflow.io.checkpoint import load_model as load_model
+from patchflow.io.checkpoint import save_model as save_model
+from patchflow.io.images import read_image as read_image
+from patchflow.io.images import read_stack as read_stack
+from patchflow.io.images import write_image as write_image
+from patchflow.learn import learn_patches as learn_patches
+from patchflow.metrics import LPIPS as LPIPS
+from patchflow.metrics import crop as crop
+from patchflow.metrics import psnr as psnr
+from patchflow.metrics import ssim as ssim
+from patchflow.models import coupling_flow as coupling_flow
+from patchflow.models import patch_nr as patch_nr
+from patchflow.numerics.patches import PatchSampler as PatchSampler
+from patchflow.priors.gaussian import Gaussian as Gaussian
+from patchflow.priors.gaussian import StandardNormal as StandardNormal
+from patchflow.priors.patch import PatchPrior as PatchPrior
+from patchflow.priors.variation import TotalVariation as TotalVariation
+from patchflow.problems.likelihood import GaussianLikelihood as GaussianLikelihood
+from patchflow.problems.likelihood import GaussianNoise as GaussianNoise
+from patchflow.problems.likelihood import Likelihood as Likelihood
+from patchflow.problems.operator import Identity as Identity
+from patchflow.problems.operator import LinearOperator as LinearOperator
+from patchflow.problems.operator import Operator as Operator
+from patchflow.problems.sampling import Blur as Blur
+from patchflow.problems.sampling import Mask as Mask
+from patchflow.problems.sampling import Subsample as Subsample
+from patchflow.problems.sampling import downsample as downsample
+from patchflow.problems.sampling import gaussian_kernel as gaussian_kernel
+from patchflow.solution import Solution as Solution
+from patchflow.solve import minimize as minimize
+from patchflow.splitting import half_quadratic_splitting as half_quadratic_splitting
+from patchflow.splitting import primal_dual as primal_dual
+
+__version__ = _library_version()

@@ -66,7 +66,7 @@ def reconstruct(
         prior: The model file of patchflow train patch-nr; needed for patchnr.
         noise: Standard deviation of the noise, in units of the image range.
         weight: Weight of the prior against the data; patchnr: 0.1 suits any noise level, as the data term contains it;
-            tv: 0.12/noise.
+            tv: 0.035/noise.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
@@ -104,6 +104,8 @@ def reconstruct(
         )
     loaded = None if prior is None else load_prior(prior)[0]
     init = likelihood.operator.initial(y)
+    if loaded is not None:
+        loaded.check(init)
     begun = time.perf_counter()
     if loaded is not None and method == "patchnr":
         weight = variational.DEFAULT_WEIGHT if weight is None else weight
@@ -121,7 +123,7 @@ def reconstruct(
             progress=True,
         )
     else:
-        weight = 0.12 / noise if weight is None else weight
+        weight = 0.035 / noise if weight is None else weight
         solution = primal_dual(likelihood, weight, TotalVariation(), init, y)
     seconds = time.perf_counter() - begun
     write_image(target, solution.x)

@@ -10,7 +10,7 @@ import torch
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
 from patchflow.cli.options import check_output, start, value_range
-from patchflow.errors import InputError, NumericalError
+from patchflow.errors import NumericalError
 from patchflow.io.checkpoint import ModelHeader, save_model
 from patchflow.io.images import check_varies, fingerprint, read_image
 from patchflow.learn import learn_patches
@@ -75,8 +75,6 @@ def train_patch_nr(
     settings = dict(locals())
     target = Path(output)
     check_output(target, (".safetensors",))
-    if not images:
-        raise InputError("There are no training images; give one to six image files.")
     start(seed, threads)
     limits = value_range(range)
     training = [read_image(path, value_range=limits, grey=grey) for path in images]

@@ -262,7 +262,7 @@ def _read_metadata(path: str | Path, kind: str) -> dict[str, str]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         # The format's own limit; without it, any eight bytes of a picture would ask for exabytes.
-        if len(start) == 8 and length > 100_000_000:
+        if length > 100_000_000:
             raise _foreign(path, kind)
         text = file.read(length)
     if len(start) < 8 or len(text) < length:

@@ -112,7 +112,7 @@ class PatchPrior(Energy):
         return torch.cat(maps)
 
     def _sum(self, x: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
-        self._check(x)
+        self.check(x)
         if self.padding:
             x = functional.pad(x, [self.padding] * 4, mode="reflect")
         scale = stride**2 / self.size**2
@@ -129,7 +129,13 @@ class PatchPrior(Energy):
             ]
         return scale * torch.stack([torch.as_tensor(value) for value in sums])
 
-    def _check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
+        """Refuse images that do not fit, before a long computation.
+
+        Raises:
+            InputError: If the number of channels is another or the image is smaller than a patch.
+        """
+        grid_shape((x.shape[2], x.shape[3]), self.size)
         if x.shape[1] != self.channels:
             raise InputError(
                 f"The image has {x.shape[1]} channels but the patch prior was made for {self.channels}; "
@@ -186,7 +192,7 @@ class RandomPatches(Energy):
     ) -> Float[Tensor, " batch"]:
         """Sum over random patches, scaled to the whole image; see :meth:`Energy.forward`."""
         prior = self.prior
-        prior._check(x)
+        prior.check(x)
         if prior.padding:
             x = functional.pad(x, [prior.padding] * 4, mode="reflect")
         values = []
