@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import patchflow as pf
 from patchflow.errors import InputError
 from patchflow.io import checkpoint
 from patchflow.io.checkpoint import (
@@ -215,3 +216,24 @@ def test_full_disk_keeps_the_old_file(model_file, monkeypatch):
         save_model(model_file, {"w": torch.zeros(5)}, HEADER)
     assert model_file.read_bytes() == before
     assert len(list(model_file.parent.iterdir())) == 1
+
+
+def test_premade_models_come_back(tmp_path):
+    path = tmp_path / "prior.safetensors"
+    prior = pf.patch_nr(size=3, layers=2, hidden=8, padding=2)
+    pf.save(path, prior, images=[torch.ones(1, 1, 8, 8)], seed=3)
+    back = pf.load(path, pf.PatchPrior)
+    x = torch.rand(1, 1, 9, 9)
+    assert back.padding == 2
+    assert torch.equal(back(x), prior(x))
+    assert not any(p.requires_grad for p in back.parameters())
+    with pytest.raises(InputError, match="patch_nr, but a Flow is needed"):
+        pf.load(path, pf.Flow)
+    with pytest.raises(InputError, match="composed by hand"):
+        pf.save(path, pf.TotalVariation())
+    save_model(path, {}, ModelHeader("patch_nr", {"colour": "red"}))
+    with pytest.raises(InputError, match="does not know.*colour"):
+        pf.load(path, pf.PatchPrior)
+    save_model(path, {}, ModelHeader("later_model"))
+    with pytest.raises(InputError, match="later_model.*upgrade"):
+        pf.load(path, pf.PatchPrior)

@@ -31,7 +31,9 @@ from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
 from patchflow.models import coupling_flow as coupling_flow
+from patchflow.models import load as load
 from patchflow.models import patch_nr as patch_nr
+from patchflow.models import save as save
 from patchflow.numerics.patches import PatchSampler as PatchSampler
 from patchflow.priors.gaussian import Gaussian as Gaussian
 from patchflow.priors.gaussian import StandardNormal as StandardNormal
@@ -43,6 +45,8 @@ from patchflow.problems.likelihood import Likelihood as Likelihood
 from patchflow.problems.operator import Identity as Identity
 from patchflow.problems.operator import LinearOperator as LinearOperator
 from patchflow.problems.operator import Operator as Operator
+from patchflow.problems.operator import adjoint_error as adjoint_error
+from patchflow.problems.operator import operator_norm as operator_norm
 from patchflow.problems.sampling import Blur as Blur
 from patchflow.problems.sampling import Mask as Mask
 from patchflow.problems.sampling import Subsample as Subsample

@@ -54,7 +54,7 @@ def learn_patches(
         schedule: ``"cosine"`` decay after the warm-up, or ``"constant"``.
         warmup: Steps of linear warm-up.
         average: Decay of the moving average of the weights; 0 for none.
-        patience: Stop early after this many validations (of which there are at most 40) without improvement.
+        patience: Stop early after this many validations (every 100 to 250 steps) without improvement.
         seconds: Time limit; the schedule ends with it.
         precision: Precision of the networks during training.
         preset: ``"paper"`` is the published procedure: 750,000 steps of 32 patches at a constant rate of 1e-4,
@@ -93,7 +93,7 @@ def learn_patches(
         warmup=warmup,
         average=average,
         validate=lambda: energy(patches).mean().item(),
-        validate_every=min(1000, max(100, steps // 40)),
+        validate_every=min(250, max(100, steps // 40)),
         patience=patience,
         budget=seconds,
         precision=precision,

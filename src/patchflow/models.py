@@ -1,16 +1,24 @@
-"""Premade models by name: functions that compose public parts, with the literature's names."""
+"""Premade models by name: functions that compose public parts, with the literature's names; and their files."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor, nn
 
 from patchflow.chains.bijections import AffineCoupling, random_permutation
 from patchflow.chains.flow import Flow
 from patchflow.chains.kernel import Chain
 from patchflow.errors import InputError
+from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
+from patchflow.io.images import fingerprint
 from patchflow.numerics.precision import Precision
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.patch import PatchPrior
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def coupling_flow(
@@ -39,13 +47,14 @@ def coupling_flow(
         Ardizzone et al., "Analyzing inverse problems with invertible neural networks", 2019,
         https://arxiv.org/abs/1808.04730
     """
+    arguments = dict(locals())
     if layers < 1:
         raise InputError(f"A flow of {layers} layers is not a flow; use at least 1.")
     kernels = []
     for layer in range(layers):
         kernels.append(AffineCoupling(dim, condition_dim, hidden=hidden, depth=depth, clamp=clamp))
         kernels.append(random_permutation(dim, seed=layer + 1))
-    return Flow(StandardNormal(dim), Chain(*kernels))
+    return _named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
 
 
 def patch_nr(
@@ -61,7 +70,7 @@ def patch_nr(
 ) -> PatchPrior:
     r"""PatchNR: the negative log-likelihood of a flow on all patches of an image.
 
-    Train it with ``fit(prior.patch_energy, PatchSampler(images, size))``.
+    Train it with :func:`patchflow.learn_patches`, or with ``fit(prior.patch_energy, PatchSampler(images, size))``.
 
     Args:
         size: Side length of the patches in pixels.
@@ -79,7 +88,85 @@ def patch_nr(
         Altekrueger, Denker, Hagemann, Hertrich, Maass, Steidl, "PatchNR: learning from very few images by patch
         normalizing flow regularization", 2023, https://arxiv.org/abs/2205.12021
     """
+    arguments = dict(locals())
     if preset == "paper":
         size, layers, hidden, clamp, precision = 6, 5, 512, 1.6, "float32"
     flow = coupling_flow(channels * size**2, layers=layers, hidden=hidden, clamp=clamp)
-    return PatchPrior(flow, size, channels, padding=padding, precision=precision)
+    prior = PatchPrior(flow, size, channels, padding=padding, precision=precision)
+    return _named(prior, "patch_nr", arguments)
+
+
+_MODELS = {"coupling_flow": coupling_flow, "patch_nr": patch_nr}
+
+
+def save(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    images: Sequence[Tensor] = (),
+    seed: int | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a premade model to a file: its parameters, and what rebuilds it.
+
+    Args:
+        path: The file, usually ``*.safetensors``.
+        model: What a function of this module returned.
+        images: The training images; their fingerprint is kept, not their pixels.
+        seed: The seed of the training.
+        training: What else is worth knowing about the training: JSON values.
+
+    Raises:
+        InputError: If the model is not a premade one, or the disk refuses.
+    """
+    made_by = vars(model).get("made_by")
+    if made_by is None:
+        raise InputError(
+            f"A {type(model).__name__} composed by hand has no name that rebuilds it; "
+            "save a premade model, or use save_model with a header of your own."
+        )
+    name, arguments = made_by
+    header = ModelHeader(name, arguments, fingerprint(images), seed, training or {})
+    save_model(path, model.state_dict(), header)
+
+
+def load(path: str | Path, kind: type[Model]) -> Model:
+    """Read a premade model from its file, frozen.
+
+    >>> import torch, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "prior.safetensors"
+    >>> save(path, patch_nr(size=3, hidden=8))
+    >>> load(path, PatchPrior).size
+    3
+
+    Args:
+        path: The file.
+        kind: What it should be: ``PatchPrior`` for a patchNR, ``Flow`` for a coupling flow.
+
+    Raises:
+        InputError: If the file is missing, not a model file, truncated, of a newer version, or another model.
+    """
+    header, state = load_model(path)
+    if header.model not in _MODELS:
+        raise InputError(
+            f"{path} holds the model {header.model!r}, which this patchflow does not know; upgrade patchflow, "
+            f"or give a file of one of {', '.join(_MODELS)}."
+        )
+    try:
+        model = _MODELS[header.model](**dict(header.arguments))
+    except TypeError as error:
+        raise InputError(
+            f"{path} has arguments that this patchflow does not know ({error}); upgrade patchflow, or train it again."
+        ) from error
+    if not isinstance(model, kind):
+        raise InputError(
+            f"{path} holds the model {header.model}, but a {kind.__name__} is needed: give a file of that kind, "
+            "or train one."
+        )
+    load_into(model, state, path)
+    return model.requires_grad_(False)
+
+
+def _named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
+    model.made_by = (name, arguments)  # pyright: ignore[reportArgumentType]
+    return model

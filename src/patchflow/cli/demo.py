@@ -13,8 +13,7 @@ from patchflow import models
 from patchflow.cli.options import start
 from patchflow.errors import InputError
 from patchflow.io.atomic import write_bytes
-from patchflow.io.checkpoint import ModelHeader, save_model
-from patchflow.io.images import fingerprint, write_image
+from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.metrics import crop, psnr, ssim
 from patchflow.priors.variation import TotalVariation
@@ -37,7 +36,7 @@ def demo(
     *,
     output: str = "demo",
     seconds: float = 60.0,
-    steps: int = 100,
+    steps: int = 150,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
@@ -64,14 +63,13 @@ def demo(
     )
     prior = models.patch_nr()
     training = learn_patches(prior, [left], steps=10**6, seconds=seconds, progress=True)
-    header = ModelHeader(
-        "patch_nr",
-        {"size": prior.size, "channels": 1, "precision": prior.precision},
-        fingerprint([left]),
-        seed,
-        {"steps": training.steps, "validation": training.best},
+    models.save(
+        folder / "prior.safetensors",
+        prior,
+        images=[left],
+        seed=seed,
+        training={"steps": training.steps, "validation": training.best},
     )
-    save_model(folder / "prior.safetensors", prior.state_dict(), header)
     likelihood = GaussianLikelihood(downsample((512, 256), SCALE), NOISE)
     y = likelihood.simulate(truth)
     init = likelihood.operator.initial(y)

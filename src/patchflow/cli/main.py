@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 if something given cannot be used; 1 if a computation failed; 130 if interrupted with nothing to keep.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    arguments = ["--output" if word == "-o" else word for word in given]
     parser = _parser()
     if not arguments:
         parser.print_help()

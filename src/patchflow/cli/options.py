@@ -6,10 +6,7 @@ from pathlib import Path
 
 import torch
 
-from patchflow import models
 from patchflow.errors import InputError
-from patchflow.io.checkpoint import ModelHeader, load_into, load_model
-from patchflow.priors.patch import PatchPrior
 
 
 def start(seed: int, threads: int | None) -> None:
@@ -40,24 +37,6 @@ def value_range(text: str | None) -> tuple[float, float] | None:
     if not low < high:
         raise InputError(f"The range {text!r} is not LO:HI with LO < HI; write for example 0:4095.")
     return low, high
-
-
-def load_prior(path: str) -> tuple[PatchPrior, ModelHeader]:
-    """Read a patchNR from its model file, frozen.
-
-    Raises:
-        InputError: If the file is not one.
-    """
-    header, state = load_model(path, expected="patch_nr")
-    try:
-        prior = models.patch_nr(**dict(header.arguments))
-    except TypeError as error:
-        raise InputError(
-            f"{path} has arguments that this patchflow does not know ({error}); upgrade patchflow, or train it again."
-        ) from error
-    load_into(prior, state, path)
-    prior.requires_grad_(False)
-    return prior, header
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:

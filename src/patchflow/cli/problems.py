@@ -15,7 +15,7 @@ from torch import Tensor
 from patchflow.errors import InputError
 from patchflow.io.atomic import existing_file
 from patchflow.io.images import read_image
-from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.likelihood import GaussianLikelihood, GaussianNoise, Likelihood
 from patchflow.problems.operator import Identity, LinearOperator
 from patchflow.problems.sampling import Blur, Mask, downsample
 
@@ -142,8 +142,16 @@ def _from_file(path: str) -> GaussianLikelihood:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     likelihood = vars(module).get("likelihood")
-    if not isinstance(likelihood, GaussianLikelihood):
+    if isinstance(likelihood, GaussianLikelihood):
+        return likelihood
+    if not isinstance(likelihood, Likelihood):
         raise InputError(
-            f"{path} defines no likelihood; it must assign a patchflow.GaussianLikelihood to that name."
+            f"{path} defines no likelihood; it must assign a patchflow.Likelihood to that name."
         )
-    return likelihood
+    operator, law = likelihood.operator, likelihood.noise
+    if not isinstance(operator, LinearOperator) or not isinstance(law, GaussianNoise):
+        raise InputError(
+            f"The likelihood in {path} has a {type(operator).__name__} with {type(law).__name__}, but this command "
+            "needs a LinearOperator with GaussianNoise; use the Python interface (patchflow.minimize) for others."
+        )
+    return GaussianLikelihood(operator, law.std)

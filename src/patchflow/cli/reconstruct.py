@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchflow import models
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, load_prior, start, value_range
+from patchflow.cli.options import check_output, start, value_range
 from patchflow.cli.problems import Settings
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
@@ -102,7 +103,7 @@ def reconstruct(
             f"The truth {truth} has {x_true.shape[2]} x {x_true.shape[3]} pixels but the reconstruction will have "
             f"{height} x {width}; give the image that was measured."
         )
-    loaded = None if prior is None else load_prior(prior)[0]
+    loaded = None if prior is None else models.load(prior, PatchPrior)
     init = likelihood.operator.initial(y)
     if loaded is not None:
         loaded.check(init)

@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
 from patchflow.cli.options import check_output, start, value_range
 from patchflow.errors import NumericalError
-from patchflow.io.checkpoint import ModelHeader, save_model
-from patchflow.io.images import check_varies, fingerprint, read_image
+from patchflow.io.images import check_varies, read_image
 from patchflow.learn import learn_patches
 from patchflow.numerics.precision import Precision
-from patchflow.priors.patch import PatchPrior
 
 
 def train_patch_nr(
@@ -112,7 +108,7 @@ def train_patch_nr(
             progress=True,
         )
     except NumericalError:
-        _save(target, prior, settings, training, {})
+        models.save(target, prior, images=training, seed=seed)
         raise
     summary = {
         "steps": result.steps,
@@ -121,7 +117,7 @@ def train_patch_nr(
         "stopped": result.stopped,
         "history": result.validation,
     }
-    _save(target, prior, settings, training, summary)
+    models.save(target, prior, images=training, seed=seed, training=summary)
     write_config(target.with_suffix(".yaml"), "train patch-nr", settings)
     print(
         f"{target}: {result.best:.2f} nats per validation patch after {result.steps} steps in {result.seconds:.0f} s "
@@ -134,23 +130,3 @@ def train_patch_nr(
         )
     else:
         state.unlink(missing_ok=True)
-
-
-def _save(
-    target: Path,
-    prior: PatchPrior,
-    settings: dict[str, object],
-    images: list[torch.Tensor],
-    summary: dict[str, object],
-) -> None:
-    arguments = {
-        key: settings[key] for key in ("size", "layers", "hidden", "padding", "precision", "preset")
-    }
-    header = ModelHeader(
-        model="patch_nr",
-        arguments=arguments | {"channels": prior.channels},
-        fingerprint=fingerprint(images),
-        seed=int(str(settings["seed"])),
-        training=summary,
-    )
-    save_model(target, prior.state_dict(), header)

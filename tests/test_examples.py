@@ -1,0 +1,30 @@
+"""Every example runs as a user would run it, shortened where it trains, and improves on its start."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = {
+    "inpainting.py": ["--seconds=8", "--steps=36"],
+    "own_operator.py": [],
+    "super_resolution.py": ["--seconds=8", "--steps=54"],
+}
+
+
+def test_all_examples_are_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SHORT)
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_example(name, tmp_path):
+    command = [sys.executable, str(EXAMPLES / name), *SHORT[name]]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    quality = [float(value) for value in re.findall(r"([\d.]+) dB", run.stdout)]
+    assert len(quality) >= 2
+    assert quality[-1] > quality[0] + 0.5
+    assert (tmp_path / name.replace(".py", ".png")).exists()
