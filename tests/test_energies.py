@@ -10,9 +10,10 @@ from patchflow.energy import Sum
 from patchflow.errors import InputError
 from patchflow.priors.gaussian import Gaussian, StandardNormal
 from patchflow.priors.variation import TotalVariation, image_gradient, minus_divergence
+from patchflow.problems.blur import Blur, downsample
 from patchflow.problems.likelihood import GaussianLikelihood, GaussianNoise, Likelihood
 from patchflow.problems.operator import Identity
-from patchflow.problems.sampling import Blur, Mask, downsample
+from patchflow.problems.sampling import Mask
 
 DOUBLE = torch.float64
 MEAN = torch.tensor([0.5, -1.0, 2.0], dtype=DOUBLE)

@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from patchflow.errors import InputError
 from patchflow.numerics.linalg import conjugate_gradients, power_iteration
+from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.operator import Identity, adjoint_error, operator_norm
-from patchflow.problems.sampling import Blur, Mask, Subsample, downsample, gaussian_kernel
+from patchflow.problems.sampling import Mask, Subsample
 
 
 def kernel(rows, columns, seed=1):

@@ -13,7 +13,7 @@ from patchflow.chains.bijections import AffineCoupling, random_permutation
 from patchflow.errors import InputError
 from patchflow.numerics.patches import extract_patches
 from patchflow.papers import altekrueger2023_patchnr as paper
-from patchflow.problems.sampling import downsample
+from patchflow.problems.blur import downsample
 
 FROZEN = np.load(Path(__file__).parent / "references" / "glow_block.npz")
 

@@ -8,9 +8,10 @@ from skimage.restoration import denoise_tv_chambolle
 
 from patchflow.errors import InputError
 from patchflow.priors.variation import TotalVariation
+from patchflow.problems.blur import Blur, downsample
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Identity
-from patchflow.problems.sampling import Blur, Mask, downsample
+from patchflow.problems.sampling import Mask
 from patchflow.splitting import half_quadratic_splitting, primal_dual
 
 DOUBLE = torch.float64

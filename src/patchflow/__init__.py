@@ -39,6 +39,9 @@ from patchflow.priors.gaussian import Gaussian as Gaussian
 from patchflow.priors.gaussian import StandardNormal as StandardNormal
 from patchflow.priors.patch import PatchPrior as PatchPrior
 from patchflow.priors.variation import TotalVariation as TotalVariation
+from patchflow.problems.blur import Blur as Blur
+from patchflow.problems.blur import downsample as downsample
+from patchflow.problems.blur import gaussian_kernel as gaussian_kernel
 from patchflow.problems.likelihood import GaussianLikelihood as GaussianLikelihood
 from patchflow.problems.likelihood import GaussianNoise as GaussianNoise
 from patchflow.problems.likelihood import Likelihood as Likelihood
@@ -47,11 +50,8 @@ from patchflow.problems.operator import LinearOperator as LinearOperator
 from patchflow.problems.operator import Operator as Operator
 from patchflow.problems.operator import adjoint_error as adjoint_error
 from patchflow.problems.operator import operator_norm as operator_norm
-from patchflow.problems.sampling import Blur as Blur
 from patchflow.problems.sampling import Mask as Mask
 from patchflow.problems.sampling import Subsample as Subsample
-from patchflow.problems.sampling import downsample as downsample
-from patchflow.problems.sampling import gaussian_kernel as gaussian_kernel
 from patchflow.solution import Solution as Solution
 from patchflow.solve import minimize as minimize
 from patchflow.splitting import half_quadratic_splitting as half_quadratic_splitting

@@ -17,8 +17,8 @@ from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.metrics import crop, psnr, ssim
 from patchflow.priors.variation import TotalVariation
+from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.sampling import downsample
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.report import Curve, Panel, Report, figure_grid, write_report
 from patchflow.splitting import primal_dual

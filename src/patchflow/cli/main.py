@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 
@@ -79,7 +80,8 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", required=True)
     groups: dict[str, object] = {}
     for words, (function, positional, summary) in _COMMANDS.items():
-        leaf = ArgumentParser(exit_on_error=False, description=function.__doc__, allow_abbrev=False)
+        about = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0]
+        leaf = ArgumentParser(exit_on_error=False, description=about, allow_abbrev=False)
         if positional == "images":
             leaf.add_argument(positional, nargs="*", type=str, metavar="IMAGE", help="image files")
         elif positional is not None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from patchflow.errors import InputError
 from patchflow.io.atomic import existing_file
 from patchflow.io.images import read_image
+from patchflow.problems.blur import Blur, downsample
 from patchflow.problems.likelihood import GaussianLikelihood, GaussianNoise, Likelihood
 from patchflow.problems.operator import Identity, LinearOperator
-from patchflow.problems.sampling import Blur, Mask, downsample
+from patchflow.problems.sampling import Mask
 
 NAMES = ("super-resolution", "deblurring", "inpainting", "denoising")
 

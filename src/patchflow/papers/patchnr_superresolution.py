@@ -28,8 +28,8 @@ from patchflow.models import patch_nr
 from patchflow.papers.altekrueger2023_patchnr import CROP, NOISE, PUBLISHED, SIZE
 from patchflow.priors.patch import PatchPrior
 from patchflow.priors.variation import TotalVariation
+from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.sampling import downsample
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.splitting import primal_dual
 from patchflow.table import Record, Table, build_table

@@ -152,3 +152,16 @@ def operator_norm(operator: LinearOperator, iterations: int = 50) -> float:
     r"""The norm :math:`\|A\|`, from below, by power iteration on :math:`A^\top A`."""
     start = torch.randn(1, 1, *operator.domain_shape)
     return power_iteration(lambda x: operator.adjoint(operator(x)), start, iterations) ** 0.5
+
+
+def check_shape(x: Tensor, expected: Shape) -> None:
+    """Refuse images of another height and width.
+
+    Raises:
+        InputError: If they differ.
+    """
+    if tuple(x.shape[-2:]) != expected:
+        raise InputError(
+            f"The image has {x.shape[-2]} x {x.shape[-1]} pixels but the operator takes {expected[0]} x {expected[1]}; "
+            "check the shape that the operator was made for."
+        )
