@@ -28,6 +28,8 @@ from patchflow.table import Record, build_table
 
 # The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
 _SLACK = 8.0
+# What the start image of a problem is called in the report.
+_START_NAMES = {"super-resolution": "bicubic, aligned", "inpainting": "harmonic filling"}
 
 
 def reconstruct(
@@ -173,6 +175,7 @@ def _report(
     seconds: float,
 ) -> Report:
     method = str(settings["method"])
+    start = _START_NAMES.get(str(settings["problem"]), "start")
     table = None
     if truth is not None:
         records = [
@@ -184,7 +187,7 @@ def _report(
                     "ssim": float(ssim(x[k : k + 1], truth[k : k + 1])[0]),
                 },
             )
-            for name, x in (("start", init), (method, solution.x))
+            for name, x in ((start, init), (method, solution.x))
             for k in torch.arange(len(truth)).tolist()
         ]
         table = build_table("reconstruction", "PSNR and SSIM, data range 1, whole image", records)
@@ -193,7 +196,7 @@ def _report(
         title=f"{settings['problem']} of {settings['measurement']}",
         command=command_line("reconstruct", settings, "measurement"),
         measurement=Panel("measurement", y[:1]),
-        baseline=Panel("start", init[:1], "what the solver started from"),
+        baseline=Panel(start, init[:1], "what the solver started from"),
         reconstruction=Panel(method, solution.x[:1]),
         truth=None if truth is None else Panel("truth", truth[:1]),
         table=table,

@@ -30,7 +30,7 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the operator to images (..., *domain_shape)."""
+        """Apply the operator to images ``(..., *domain_shape)``."""
 
 
 class LinearOperator(Operator):
@@ -42,13 +42,13 @@ class LinearOperator(Operator):
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        r"""Apply :math:`A^\top` to (..., *range_shape)."""
+        r"""Apply :math:`A^\top` to ``(..., *range_shape)``."""
 
     def solve(self, b: Tensor, rho: float | int) -> Tensor:
         r"""Solve :math:`(A^\top A + \rho I)\,x = b`, here by conjugate gradients.
 
         Args:
-            b: Right-hand sides (batch, ..., *domain_shape).
+            b: Right-hand sides ``(batch, ..., *domain_shape)``.
             rho: The positive :math:`\rho`.
         """
         tolerance = 1e-10 if b.dtype == torch.float64 else 1e-5
