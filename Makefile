@@ -36,7 +36,14 @@ lint: $(STAMP)
 
 benchmark: $(STAMP)
 	mkdir -p benchmarks/results
-	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --json benchmarks/results/patchnr-superresolution.json
+	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --threads 2 \
+		--json benchmarks/results/patchnr-superresolution.json --csv benchmarks/results/patchnr-superresolution.csv
+	$(BIN)/python benchmarks/patch_gradient.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/training.py --data $(DATA)
+	$(BIN)/patchflow train patch-nr $(DATA)/material/img_learn_material.png --grey true --seconds 300 --threads 2 \
+		--validation $(DATA)/material/img_val_material.png --output benchmarks/results/prior.safetensors
+	$(BIN)/python benchmarks/published_procedure.py --data $(DATA) --model benchmarks/results/prior.safetensors
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -126,7 +126,7 @@ def reconstruct(
             progress=True,
         )
     else:
-        weight = 0.035 / noise if weight is None else weight
+        weight = 0.035 / likelihood.noise.std if weight is None else weight
         solution = primal_dual(likelihood, weight, TotalVariation(), init, y)
     seconds = time.perf_counter() - begun
     write_image(target, solution.x)
@@ -134,7 +134,7 @@ def reconstruct(
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
     print(
         f"{target}: {method}, weight {weight:g}, {solution.steps} steps in {seconds:.1f} s; "
-        f"residual {residual:.4f} at noise {noise:g}."
+        f"residual {residual:.4f} at noise {likelihood.noise.std:g}."
     )
     if x_true is not None:
         print(
