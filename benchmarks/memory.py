@@ -34,7 +34,7 @@ def measure(size: int, threads: int) -> dict[str, float]:
     result["gradient of all patches"] = peak()
     likelihood = pf.GaussianLikelihood(pf.downsample((size, size)), 0.01)
     y = likelihood.simulate(x)
-    reconstruct(likelihood, prior, y, likelihood.operator.initial(y), steps=9)
+    reconstruct(likelihood, prior, y, likelihood.operator.initial(y), steps=36)
     result["reconstruction"] = peak()
     return result
 

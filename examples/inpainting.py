@@ -1,6 +1,6 @@
 """Fill in pixels that were never measured: the prior is learned from what was.
 
-python examples/inpainting.py --seconds 60 --steps 150
+python examples/inpainting.py --seconds 60 --steps 600
 """
 
 import argparse
@@ -12,7 +12,7 @@ import patchflow as pf
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seconds", type=float, default=60, help="training time")
-parser.add_argument("--steps", type=int, default=150, help="steps of the reconstruction")
+parser.add_argument("--steps", type=int, default=600, help="steps of the reconstruction")
 arguments = parser.parse_args()
 torch.manual_seed(0)
 

@@ -1,6 +1,6 @@
 """Learn a prior from one half of a photograph, and super-resolve the other half from 1/16 of its pixels.
 
-python examples/super_resolution.py --seconds 60 --steps 150
+python examples/super_resolution.py --seconds 60 --steps 600
 """
 
 import argparse
@@ -12,7 +12,7 @@ import patchflow as pf
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seconds", type=float, default=60, help="training time")
-parser.add_argument("--steps", type=int, default=150, help="steps of the reconstruction")
+parser.add_argument("--steps", type=int, default=600, help="steps of the reconstruction")
 arguments = parser.parse_args()
 torch.manual_seed(0)
 
@@ -27,7 +27,7 @@ pf.learn_patches(prior, [known], steps=10**6, seconds=arguments.seconds, progres
 likelihood = pf.GaussianLikelihood(pf.downsample((512, 256), stride=4), std=0.01)
 y = likelihood.simulate(truth)
 
-# The posterior energy; each step looks at one of nine phases of the patch grid.
+# The posterior energy; each step looks at one phase of the patch grid, a tiling of the image.
 posterior = [likelihood + 0.1 * phase for phase in prior.phases()]
 start = likelihood.operator.initial(y)
 x = pf.minimize(posterior, start, condition=y, steps=arguments.steps, progress=True).x

@@ -9,9 +9,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
-    "inpainting.py": ["--seconds=8", "--steps=36"],
+    "inpainting.py": ["--seconds=8", "--steps=144"],
     "own_operator.py": [],
-    "super_resolution.py": ["--seconds=8", "--steps=54"],
+    "super_resolution.py": ["--seconds=8", "--steps=216"],
 }
 
 

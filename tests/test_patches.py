@@ -18,6 +18,7 @@ from patchflow.numerics.patches import (
     grid_shape,
 )
 from patchflow.numerics.precision import autocast, fastest_dtype
+from patchflow.priors.gaussian import Gaussian
 from patchflow.priors.patch import PatchPrior
 
 
@@ -106,15 +107,26 @@ def test_prior_and_gradient_are_the_plain_sum(chunk, padding, monkeypatch):
         torch.testing.assert_close(prior(x), expected)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_phases_average_to_the_prior(stride):
+@pytest.mark.parametrize("shape", [(17, 14), (5, 9)])
+@pytest.mark.parametrize("stride", [1, 2, 3, None])
+def test_phases_average_to_the_prior(stride, shape):
     prior = PatchPrior(Quartic(), 4)
-    x = torch.randn(1, 1, 17, 14)
+    x = torch.randn(1, 1, *shape)
     phases = prior.phases(stride)
-    assert len(phases) == stride**2
+    assert len(phases) == (4 if stride is None else stride) ** 2
     mean = sum(phase.value_and_grad(x)[1] for phase in phases) / len(phases)
     torch.testing.assert_close(mean, prior.value_and_grad(x)[1])
     torch.testing.assert_close(sum(phase(x) for phase in phases) / len(phases), prior(x))
+
+
+def test_default_phases_see_each_pixel_at_most_once():
+    prior = PatchPrior(Gaussian(torch.zeros(16), torch.eye(16)), 4)
+    x = torch.randn(1, 1, 24, 20)
+    for phase in prior.phases():
+        _, gradient = phase.value_and_grad(x)
+        seen = gradient != 0
+        torch.testing.assert_close(gradient[seen], x[seen])
+        assert seen.sum() >= 20 * 16
 
 
 def test_random_patches_are_unbiased():

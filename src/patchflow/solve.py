@@ -1,7 +1,7 @@
 r"""Lower an energy in x.
 
 ``minimize`` takes one energy, or several that it cycles through: an incremental method for their mean. With
-the phases of a patch grid, :math:`E_k = D + w R_k`, each step evaluates a ninth of the patches and the mean is
+the phases of a patch grid, :math:`E_k = D + w R_k`, each step evaluates a few of the patches and the mean is
 the full energy:
 
 .. code-block:: python
@@ -36,8 +36,8 @@ def minimize(
     condition: Tensor | None = None,
     *,
     method: Literal["adam", "lbfgs"] = "adam",
-    steps: int = 100,
-    lr: float = 0.015,
+    steps: int = 400,
+    lr: float = 0.01,
     schedule: Literal["cosine", "constant"] = "cosine",
     tolerance: float = 0.0,
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None,

@@ -36,7 +36,7 @@ def demo(
     *,
     output: str = "demo",
     seconds: float = 60.0,
-    steps: int = 150,
+    steps: int = 600,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:

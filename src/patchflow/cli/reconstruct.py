@@ -46,9 +46,9 @@ def reconstruct(
     kernel: str | None = None,
     mask: str | None = None,
     truth: str | None = None,
-    steps: int = 100,
-    stride: int = 3,
-    lr: float = 0.015,
+    steps: int = 400,
+    stride: int | None = None,
+    lr: float = 0.01,
     solver: Literal["adam", "lbfgs"] = "adam",
     report: str | None = None,
     range: str | None = None,
@@ -76,7 +76,7 @@ def reconstruct(
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
         steps: Steps of the solver (patchnr).
-        stride: Stride of the patch grid whose phase cycles; 1 takes all patches at each step.
+        stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam.
         solver: adam or lbfgs.
         report: Folder for the report.

@@ -76,16 +76,18 @@ class PatchPrior(Energy):
         """Sum over all patches; see :meth:`Energy.forward`. The condition is not used."""
         return self._sum(x, 1, (0, 0))
 
-    def phases(self, stride: int = 3) -> tuple[PatchPhase, ...]:
+    def phases(self, stride: int | None = None) -> tuple[PatchPhase, ...]:
         r"""Energies on the ``stride**2`` phases of a coarse patch grid, whose mean is exactly this energy.
 
-        Cycling through them while minimising evaluates ``stride**2`` times fewer patches per step at almost no loss.
-        They share this prior's parameters and come in an order in which neighbours in time are far apart in space.
+        Cycling through them while minimising evaluates ``stride**2`` times fewer patches per step. With the default,
+        each phase tiles the image: no pixel is in two patches. They share this prior's parameters and come in an order
+        in which neighbours in time are far apart in space.
 
         Args:
-            stride: Stride of the coarse grid.
+            stride: Stride of the coarse grid; the patch size by default.
         """
-        return tuple(PatchPhase(self, stride, phase) for phase in _phase_order(stride))
+        step = self.size if stride is None else stride
+        return tuple(PatchPhase(self, step, phase) for phase in _phase_order(step))
 
     def random(self, count: int) -> RandomPatches:
         """The published estimate from ``count`` random patches, drawn anew at each evaluation."""
@@ -122,12 +124,15 @@ class PatchPrior(Energy):
         with autocast(x, self.precision):
             sums = [
                 sum(
-                    self.patch_energy(patches).sum()
-                    for patches, _, _ in self._bands(image, stride, phase)
+                    (
+                        self.patch_energy(patches).sum()
+                        for patches, _, _ in self._bands(image, stride, phase)
+                    ),
+                    start=x.new_zeros(()),
                 )
                 for image in x
             ]
-        return scale * torch.stack([torch.as_tensor(value) for value in sums])
+        return scale * torch.stack(sums)
 
     def check(self, x: Tensor) -> None:
         """Refuse images that do not fit, before a long computation.
@@ -146,6 +151,8 @@ class PatchPrior(Energy):
         self, image: Tensor, stride: int, phase: tuple[int, int]
     ) -> Iterator[tuple[Tensor, int, int]]:
         """Patches of bands of grid rows, with the first and last pixel row of each band."""
+        if any(s + self.size > n for s, n in zip(phase, image.shape[1:], strict=True)):
+            return  # A small image has no patch on this phase.
         rows, columns = grid_shape((image.shape[1], image.shape[2]), self.size, stride, phase)
         per_band = max(1, _CHUNK // columns)
         for first in range(0, rows, per_band):

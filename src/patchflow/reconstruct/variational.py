@@ -36,10 +36,10 @@ def reconstruct(
     *,
     weight: float = DEFAULT_WEIGHT,
     method: Literal["adam", "lbfgs"] = "adam",
-    steps: int = 100,
-    lr: float = 0.015,
+    steps: int = 400,
+    lr: float = 0.01,
     schedule: Literal["cosine", "constant"] = "cosine",
-    stride: int = 3,
+    stride: int | None = None,
     random_patches: int | None = None,
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None,
     progress: bool = False,
@@ -52,11 +52,11 @@ def reconstruct(
         y: The measurement.
         init: The start image, aligned with the operator's grid (``operator.initial(y)``).
         weight: The weight :math:`w`.
-        method: Adam on a patch grid whose phase cycles, or L-BFGS on the phases' first.
+        method: Adam on a patch grid whose phase cycles, or L-BFGS on all patches.
         steps: Number of steps.
         lr: Adam's peak step.
         schedule: Adam's schedule; see :func:`patchflow.solve.minimize`.
-        stride: Stride of the cycling patch grid; 1 evaluates all patches at each step.
+        stride: Stride of the cycling patch grid, the patch size by default; 1 evaluates all patches at each step.
         random_patches: Number of random patches per step instead of the grid, as published.
         callback: See :func:`patchflow.solve.minimize`.
         progress: Show a progress line.
@@ -71,12 +71,12 @@ def reconstruct(
         raise InputError(
             f"The weight is {weight} but must be 0 or more; the default is {DEFAULT_WEIGHT}."
         )
-    if stride < 1 or steps < 1:
+    if (stride is not None and stride < 1) or steps < 1:
         raise InputError(f"Got stride {stride} and {steps} steps; both must be at least 1.")
     if random_patches is not None:
         energies = [likelihood + weight * prior.random(random_patches)]
     elif method == "lbfgs":
-        energies = [likelihood + weight * prior.phases(stride)[0]]
+        energies = [likelihood + weight * prior]
     else:
         energies = [likelihood + weight * phase for phase in prior.phases(stride)]
     return minimize(
