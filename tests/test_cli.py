@@ -1,6 +1,7 @@
 """The command line, end to end on tiny data, and every refusal: one sentence, exit code 2, nothing written."""
 
 import errno
+import importlib
 import json
 import os
 import shlex
@@ -233,6 +234,58 @@ def test_bad_arguments(image, capsys):
     refused(capsys, ["reconstruct", "--config=none.yaml"], "none.yaml")
     refused(capsys, ["info", image], image)
     refused(capsys, ["info"], "MODEL")
+    refused(capsys, ["reconstruct", image], "--problem is required; see --help.")
+    refused(capsys, ["reconstruct", image, "--problem=denoising", "--noise=-1"], "needs --prior")
+    tv = ["reconstruct", image, "--method=tv"]
+    refused(capsys, [*tv, "--problem=denoising", "--noise=-1"], "noise is -1")
+    refused(capsys, [*tv, "--problem=denoising", f"--report={image}"], "cannot be made")
+    refused(capsys, ["demo", f"--output={image}"], "cannot be made")
+    write_image("stack.tif", torch.cat([texture(), texture()]))
+    refused(
+        capsys,
+        ["reconstruct", "stack.tif", "--problem=denoising", "--method=tv", "--output=x.png"],
+        "can hold one image, but there are 2",
+    )
+    Path("broken.py").write_text("import patchflow\n1 / 0\n")
+    refused(capsys, [*tv, "--problem=broken.py"], "failed in line 2 (ZeroDivisionError")
+    Path("broken.py").write_text("likelihood = (\n")
+    refused(capsys, [*tv, "--problem=broken.py"], "failed in line 1 (SyntaxError")
+    Path("empty.py").write_text("x = 1\n")
+    refused(capsys, [*tv, "--problem=empty.py"], "defines no likelihood")
+
+
+def test_problem_file_brings_its_noise(capsys):
+    """The file's noise, not the flag's default, says how far a measurement may leave the range."""
+    Path("noisy.py").write_text(
+        "import patchflow as pf\n"
+        "likelihood = pf.Likelihood(pf.Identity((64, 64)), pf.GaussianNoise(0.3))\n"
+    )
+    write_image("x.png", texture())
+    assert main(["simulate", "x.png", "--problem=noisy.py", "-o", "y.tif"]) == 0
+    assert main(["reconstruct", "y.tif", "--problem=noisy.py", "--method=tv", "-o", "z.tif"]) == 0
+    assert capsys.readouterr().out.count("noise 0.3") == 2
+
+
+def test_interrupted_reconstruction_keeps_the_image(model, image, monkeypatch):
+    for method, solver in (
+        ("tv", "splitting.minus_divergence"),
+        ("patchnr", "priors.patch.add_patches"),
+    ):
+        module, name = solver.rsplit(".", 1)
+        module = importlib.import_module(f"patchflow.{module}")
+        work, calls = getattr(module, name), []
+
+        def interrupt(*arguments, work=work, calls=calls):
+            calls.append(1)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            return work(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, interrupt)
+            run = ["reconstruct", "train.png", "--problem=denoising", f"--prior={model}"]
+            assert main([*run, f"--method={method}", f"--output={method}.tif"]) == 0
+        assert read_image(f"{method}.tif", slack=1.0).shape == (1, 1, 64, 64)
     refused(capsys, ["nonsense"], "nonsense")
 
 

@@ -53,7 +53,8 @@ def minimize(
         steps: Number of steps (for L-BFGS: iterations).
         lr: Adam's peak step, in units of x. L-BFGS uses a first step of 1.
         schedule: Adam's steps: ``"cosine"`` decays from ``lr`` to zero, ``"constant"`` is the published procedure.
-        tolerance: Stop when the relative change of x in one pass over the energies is below this; 0 never stops early.
+        tolerance: Stop when the relative change of x in one pass over the energies is at most this; with 0, only when
+            nothing moves.
         callback: Called after each step with its number, the current x and the energy before the step; what it returns
             is shown in the progress line.
         progress: Show a progress line.
@@ -104,9 +105,9 @@ def minimize(
                 shown |= callback(step, x.detach(), history[-1]) or {}
             bar.set_postfix(shown, refresh=False)
             bar.update()
-            if tolerance and (step + 1) % len(energies) == 0:
+            if (step + 1) % len(energies) == 0:
                 moved = (x.detach() - before).norm() / before.norm().clamp_min(1e-30)
-                converged = bool(moved < tolerance)
+                converged = bool(moved <= tolerance)
                 if converged:
                     break
                 before.copy_(x.detach())

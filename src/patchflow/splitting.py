@@ -58,6 +58,7 @@ def primal_dual(
 
     Returns:
         The last point, the larger of the two relative residuals at each step, and whether they reached ``tolerance``.
+        When interrupted (Ctrl-C), the point so far.
 
     Raises:
         InputError: If the weight is not positive.
@@ -71,27 +72,31 @@ def primal_dual(
     gradient, divergence = image_gradient(x), minus_divergence(p)
     history: list[float] = []
     tiny = torch.finfo(x.dtype).tiny
-    for k in range(max_iterations):
-        x_new = data.prox(x - tau * divergence, tau, condition)
-        gradient_new = image_gradient(x_new)
-        p_new = variation.project(p + sigma * (2 * gradient_new - gradient), weight)
-        divergence_new = minus_divergence(p_new)
-        # Residuals of 0 in dE(x) + D'p and 0 in dF*(p) - Dx, where F* is the indicator of the dual ball.
-        primal = ((x - x_new) / tau - (divergence - divergence_new)).norm()
-        dual = ((p - p_new) / sigma - (gradient - gradient_new)).norm()
-        residual = torch.maximum(
-            primal / divergence_new.norm().clamp_min(tiny),
-            dual / gradient_new.norm().clamp_min(tiny),
-        )
-        # Over-relaxation of both variables; D and D' are linear, so their images relax alike.
-        x, p = torch.lerp(x, x_new, RELAXATION), torch.lerp(p, p_new, RELAXATION)
-        gradient = torch.lerp(gradient, gradient_new, RELAXATION)
-        divergence = torch.lerp(divergence, divergence_new, RELAXATION)
-        history.append(float(residual))
-        if callback is not None:
-            callback(k, x_new, history[-1])
-        if history[-1] < tolerance:
-            break
+    try:
+        for k in range(max_iterations):
+            x_new = data.prox(x - tau * divergence, tau, condition)
+            gradient_new = image_gradient(x_new)
+            p_new = variation.project(p + sigma * (2 * gradient_new - gradient), weight)
+            divergence_new = minus_divergence(p_new)
+            # Residuals of 0 in dE(x) + D'p and 0 in dF*(p) - Dx, where F* is the indicator of the dual ball.
+            primal = ((x - x_new) / tau - (divergence - divergence_new)).norm()
+            dual = ((p - p_new) / sigma - (gradient - gradient_new)).norm()
+            residual = torch.maximum(
+                primal / divergence_new.norm().clamp_min(tiny),
+                dual / gradient_new.norm().clamp_min(tiny),
+            )
+            # Over-relaxation of both variables; D and D' are linear, so their images relax alike.
+            x, p = torch.lerp(x, x_new, RELAXATION), torch.lerp(p, p_new, RELAXATION)
+            gradient = torch.lerp(gradient, gradient_new, RELAXATION)
+            divergence = torch.lerp(divergence, divergence_new, RELAXATION)
+            history.append(float(residual))
+            if callback is not None:
+                callback(k, x_new, history[-1])
+            if history[-1] < tolerance:
+                break
+    except KeyboardInterrupt:
+        # As in minimize: what has been computed is worth keeping.
+        pass
     return Solution(x_new, history, len(history), bool(history) and history[-1] < tolerance)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import skimage.data
 import torch
 from torch import Tensor
 
 from patchflow import models
-from patchflow.cli.options import start
+from patchflow.cli.options import output_folder, start
 from patchflow.errors import InputError
 from patchflow.io.atomic import write_bytes
 from patchflow.io.images import write_image
@@ -54,8 +53,7 @@ def demo(
     if not seconds > 0 or steps < 1:
         raise InputError(f"Got {seconds} seconds and {steps} steps; both must be positive.")
     start(seed, threads)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(output)
     photograph = torch.from_numpy(skimage.data.brick()).to(torch.float32)[None, None] / 255
     left, truth = photograph[..., :256], photograph[..., 256:]
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -116,4 +117,7 @@ def _leaf(namespace: argparse.Namespace) -> tuple[tuple[str, ...], argparse.Name
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    # jsonargparse names a missing flag by its place in the configuration.
+    missing = re.fullmatch(r"the following arguments are required: (?:[\w-]+\.)*(\w+)", text)
+    return f"--{missing[1]} is required; see --help." if missing else text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -55,20 +57,17 @@ class Settings:
         Raises:
             InputError: If the problem is unknown or a flag does not fit it.
         """
-        if not self.noise > 0:
-            raise InputError(
-                f"The noise is {self.noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
-            )
         if self.problem.endswith(".py"):
-            return _from_file(self.problem)
+            return self._from_file
+        noise = self.std
         if self.problem == "super-resolution":
-            return GaussianLikelihood(self._downsample(shape, measured), self.noise)
+            return GaussianLikelihood(self._downsample(shape, measured), noise)
         if self.problem == "deblurring":
-            return GaussianLikelihood(self._blur(shape, measured), self.noise)
+            return GaussianLikelihood(self._blur(shape, measured), noise)
         if self.problem == "inpainting":
-            return GaussianLikelihood(self._mask(shape), self.noise)
+            return GaussianLikelihood(self._mask(shape), noise)
         if self.problem == "denoising":
-            return GaussianLikelihood(Identity(shape), self.noise)
+            return GaussianLikelihood(Identity(shape), noise)
         near = difflib.get_close_matches(self.problem, NAMES, 1, cutoff=0.3)
         hint = (
             f"did you mean {near[0]}?"
@@ -76,6 +75,25 @@ class Settings:
             else f"choose one of {', '.join(NAMES)}, or a Python file."
         )
         raise InputError(f"There is no problem named {self.problem!r}; {hint}")
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the noise: of the flag, or of the problem file.
+
+        Raises:
+            InputError: If it is not positive, or the file defines no likelihood.
+        """
+        if self.problem.endswith(".py"):
+            return float(self._from_file.noise.std)
+        if not self.noise > 0:
+            raise InputError(
+                f"The noise is {self.noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
+            )
+        return self.noise
+
+    @cached_property
+    def _from_file(self) -> GaussianLikelihood:
+        return _run_file(self.problem)
 
     def _downsample(self, shape: tuple[int, int], measured: bool) -> LinearOperator:
         if self.scale < 2:
@@ -135,13 +153,21 @@ def _read_kernel(path: str) -> Tensor:
     return kernel / kernel.sum()
 
 
-def _from_file(path: str) -> GaussianLikelihood:
+def _run_file(path: str) -> GaussianLikelihood:
     file = existing_file(path, "problem file")
     specification = importlib.util.spec_from_file_location(Path(path).stem, file)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).name == Path(path).name]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
+        raise InputError(
+            f"{path} failed in line {line} ({type(error).__name__}: {error}); mend the file."
+        ) from error
     likelihood = vars(module).get("likelihood")
     if isinstance(likelihood, GaussianLikelihood):
         return likelihood

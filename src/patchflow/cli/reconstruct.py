@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, start, value_range
+from patchflow.cli.options import check_output, check_stack, output_folder, start, value_range
 from patchflow.cli.problems import Settings
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
@@ -92,10 +92,14 @@ def reconstruct(
         raise InputError(
             "patchnr needs --prior, a model file; train one with patchflow train patch-nr IMAGE."
         )
+    if report is not None:
+        output_folder(report)
     start(seed, threads)
     limits = value_range(range)
-    y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * noise)
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
+    std = flags.std
+    y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * std)
+    check_stack(target, len(y))
     likelihood = flags.likelihood((y.shape[2], y.shape[3]), measured=True)
     _check_measurement(y, likelihood, measurement)
     x_true = None if truth is None else read_stack(truth, value_range=limits, grey=grey)
@@ -126,7 +130,7 @@ def reconstruct(
             progress=True,
         )
     else:
-        weight = 0.035 / likelihood.noise.std if weight is None else weight
+        weight = 0.035 / std if weight is None else weight
         solution = primal_dual(likelihood, weight, TotalVariation(), init, y)
     seconds = time.perf_counter() - begun
     write_image(target, solution.x)
@@ -134,7 +138,7 @@ def reconstruct(
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
     print(
         f"{target}: {method}, weight {weight:g}, {solution.steps} steps in {seconds:.1f} s; "
-        f"residual {residual:.4f} at noise {likelihood.noise.std:g}."
+        f"residual {residual:.4f} at noise {std:g}."
     )
     if x_true is not None:
         print(

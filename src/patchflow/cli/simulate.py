@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from patchflow.cli.config import write_config
-from patchflow.cli.options import check_output, start, value_range
+from patchflow.cli.options import check_output, check_stack, start, value_range
 from patchflow.cli.problems import Settings
 from patchflow.io.images import read_stack, write_image
 
@@ -45,8 +45,9 @@ def simulate(
     check_output(target, (".tif", ".tiff", ".npy", ".png", ".jpg", ".jpeg"))
     start(seed, None)
     x = read_stack(image, value_range=value_range(range), grey=grey)
+    check_stack(target, len(x))
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
     likelihood = flags.likelihood((x.shape[2], x.shape[3]), measured=False)
     write_image(target, likelihood.simulate(x))
     write_config(target.with_suffix(".yaml"), "simulate", settings)
-    print(f"{target}: {problem} of {image}, noise {noise:g}.")
+    print(f"{target}: {problem} of {image}, noise {flags.std:g}.")

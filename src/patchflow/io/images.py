@@ -272,14 +272,14 @@ def _scale(
     if array.dtype.kind == "i" and value_range is None:
         raise InputError(
             f"{path} holds {array.dtype} values from {smallest:g} to {largest:g}, and signed "
-            f"integers have no natural range: declare it, for example --range {smallest:g}:{largest:g}."
+            f"integers have no natural range: declare it, for example --range={smallest:g}:{largest:g}."
         )
     # A value that float32 rounded to 1.0000001 is not a mistake of the user's.
     margin = (1e-6 + (slack if array.dtype.kind == "f" else 0.0)) * (high - low)
     if smallest < low - margin or largest > high + margin:
         raise InputError(
             f"{path} has values from {smallest:g} to {largest:g}, outside the range "
-            f"[{low:g}, {high:g}]: declare the range that it has, for example --range {smallest:g}:{largest:g}."
+            f"[{low:g}, {high:g}]: declare the range that it has, for example --range={smallest:g}:{largest:g}."
         )
     if (low, high) == (0.0, 1.0):
         return array.astype(np.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,11 @@ from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.splitting import primal_dual
 from patchflow.table import Record, Table, build_table
 from patchflow.table import write_csv as write_csv
+
+try:
+    import resource
+except ImportError:  # Windows keeps no high-water mark that Python reads.
+    resource = None
 
 METHODS = ("bicubic", "tv", "patchnr-90s", "patchnr")
 # Training times in seconds; "patchnr" without a model is trained as long as the caller says.
@@ -108,7 +112,8 @@ def run(
             values = _measure(solvers[method], read_image(path, grey=True), seed + k, lpips)
             records.append(Record(method, path.stem, values))
         # The process's high-water mark: methods run from the smallest to the largest.
-        peaks[method] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if resource is not None:
+            peaks[method] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     repeats = [
         _measure(solvers[methods[-1]], read_image(tests[0], grey=True), seed + 1000 + k, lpips)
         for k in range(NOISE_SEEDS)
