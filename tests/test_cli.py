@@ -252,6 +252,7 @@ def test_bad_arguments(image, capsys):
     refused(capsys, [*tv, "--problem=broken.py"], "failed in line 1 (SyntaxError")
     Path("empty.py").write_text("x = 1\n")
     refused(capsys, [*tv, "--problem=empty.py"], "defines no likelihood")
+    refused(capsys, ["nonsense"], "nonsense")
 
 
 def test_problem_file_brings_its_noise(capsys):
@@ -286,7 +287,6 @@ def test_interrupted_reconstruction_keeps_the_image(model, image, monkeypatch):
             run = ["reconstruct", "train.png", "--problem=denoising", f"--prior={model}"]
             assert main([*run, f"--method={method}", f"--output={method}.tif"]) == 0
         assert read_image(f"{method}.tif", slack=1.0).shape == (1, 1, 64, 64)
-    refused(capsys, ["nonsense"], "nonsense")
 
 
 def test_bad_images(capsys):
