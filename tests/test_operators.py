@@ -286,3 +286,12 @@ def test_conjugate_gradients_solve_each_entry():
 def test_messages(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@each
+def test_derivatives(name):
+    """By finite differences, first and second: some operators bring their own derivative."""
+    operator = OPERATORS[name]()
+    x = torch.randn(1, 1, *operator.domain_shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(operator, x)
+    assert torch.autograd.gradgradcheck(lambda x: operator(x).square(), x)

@@ -6,6 +6,8 @@ Images are (batch, channels, height, width). Operators act on the last two axes;
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,3 +167,31 @@ def check_shape(x: Tensor, expected: Shape) -> None:
             f"The image has {x.shape[-2]} x {x.shape[-1]} pixels but the operator takes {expected[0]} x {expected[1]}; "
             "check the shape that the operator was made for."
         )
+
+
+def apply_linear(
+    x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Apply a linear map whose derivative is given by its adjoint instead of found by autograd.
+
+    For operators whose adjoint is faster than what autograd makes of them. Differentiable any number of times.
+
+    Args:
+        x: The input.
+        there: The map.
+        back: Its adjoint.
+    """
+    return _Linear.apply(x, there, back)  # pyright: ignore
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.there, ctx.back = there, back
+        return there(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return apply_linear(grad_outputs[0], ctx.back, ctx.there), None, None
