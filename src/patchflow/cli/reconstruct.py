@@ -78,7 +78,7 @@ def reconstruct(
         steps: Steps of the solver (patchnr).
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam.
-        solver: adam or lbfgs.
+        solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
         report: Folder for the report.
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.
