@@ -126,19 +126,7 @@ def main() -> None:
         prior.precision = "float32"
         torch.manual_seed(1)
         start = nn.functional.interpolate(y, scale_factor=4, mode="bicubic", align_corners=False)
-        lam = paper.weight((truth.shape[2], truth.shape[3]))
-        x = reconstruct(
-            likelihood,
-            prior,
-            y,
-            start,
-            weight=lam,
-            steps=paper.STEPS,
-            lr=paper.STEP_SIZE,
-            schedule="constant",
-            random_patches=paper.RANDOM_PATCHES,
-            progress=True,
-        ).x
+        x = paper.reconstruct(likelihood, prior, y, start, progress=True).x
         rows["published, our network"] |= figures(x)
         patches = extract_patches(truth[0], paper.SIZE)[:512].clone().requires_grad_(True)
         z, log_det = same(patches, rev=True)

@@ -181,6 +181,14 @@ def test_every_problem_with_both_methods(problem, extra, model):
         assert float(inner) < (0.05 if "--steps=80" in method else 0.11)
 
 
+def test_published_procedure(model, image, capsys):
+    flags = ["--problem=denoising", "--noise=0.1", f"--prior={model}", "--threads=1"]
+    assert main(["reconstruct", image, *flags, "--preset=paper", "-o", "x.tif"]) == 0
+    said = capsys.readouterr().out
+    # lambda / (2 sigma^2) p^2 / N with lambda = 0.15 and 61^2 patches of 4 x 4
+    assert f"weight {0.15 / 0.02 * 16 / 61**2:g}, 300 steps" in said
+
+
 def test_colour_and_stacks(capsys):
     colour = torch.cat([texture() * k for k in (1.0, 0.8, 0.6)], 1)
     write_image("colour.png", colour)

@@ -79,7 +79,7 @@ def test_objective_is_the_papers(published):
     patches = nn.functional.unfold(x, 6)[0].T
     z, log_det = published(patches, rev=True)
     theirs = ((operator(x) - y) ** 2).sum() + 0.15 * (0.5 * z.square().sum(1) - log_det).mean()
-    weight = paper.weight((32, 40))
+    weight = paper.weight_of_lambda((32, 40))
     ours = ((operator(x) - y) ** 2).sum() / (2 * 0.01**2) + weight * prior(x).sum()
     gradients = torch.autograd.grad(theirs, x)[0], torch.autograd.grad(ours, x)[0]
     torch.testing.assert_close(gradients[0] / (2 * 0.01**2), gradients[1])

@@ -6,7 +6,8 @@ over all :math:`N` overlapping :math:`p \times p` patches :math:`P_i x`. Each in
 patches, so
 :math:`R` is in nats of the whole image and its weight against a negative log-likelihood depends neither on the
 size of the image nor on the patch size or stride. With the energy of a normalizing flow it is patchNR. The paper's
-:math:`\lambda` multiplies the *mean* over patches; :func:`patchflow.papers.altekrueger2023_patchnr.weight` converts it.
+:math:`\lambda` multiplies the *mean* over patches;
+:func:`patchflow.papers.altekrueger2023_patchnr.weight_of_lambda` converts it.
 
 References:
     Altekrueger, Denker, Hagemann, Hertrich, Maass, Steidl, "PatchNR: learning from very few images by patch normalizing
