@@ -28,6 +28,8 @@ def main() -> None:
         (line,) = curves.plot(
             *zip(*row["curve"], strict=True), label=label, color="black" if published else None
         )
+        if "psnr" not in row:
+            continue
         worth.plot(row["nats"], row["psnr"], "o", color=line.get_color())
         worth.annotate(
             label, (row["nats"], row["psnr"]), fontsize=7, xytext=(3, 3), textcoords="offset points"

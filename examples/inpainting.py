@@ -1,6 +1,6 @@
 """Fill in pixels that were never measured: the prior is learned from what was.
 
-python examples/inpainting.py --seconds 60 --steps 600
+python examples/inpainting.py --training 2500 --steps 600
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 import patchflow as pf
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--seconds", type=float, default=60, help="training time")
+parser.add_argument("--training", type=int, default=2500, help="training steps")
 parser.add_argument("--steps", type=int, default=600, help="steps of the reconstruction")
 arguments = parser.parse_args()
 torch.manual_seed(0)
@@ -26,7 +26,7 @@ likelihood = pf.GaussianLikelihood(pf.Mask(mask), std=0.02)
 y = likelihood.simulate(truth)
 
 prior = pf.patch_nr()
-pf.learn_patches(prior, [known], steps=10**6, seconds=arguments.seconds, progress=True)
+pf.learn_patches(prior, [known], steps=arguments.training, progress=True)
 posterior = [likelihood + 0.3 * phase for phase in prior.phases()]
 start = likelihood.operator.initial(y)
 x = pf.minimize(posterior, start, condition=y, steps=arguments.steps, progress=True).x

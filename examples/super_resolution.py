@@ -1,6 +1,6 @@
 """Learn a prior from one half of a photograph, and super-resolve the other half from 1/16 of its pixels.
 
-python examples/super_resolution.py --seconds 60 --steps 600
+python examples/super_resolution.py --training 2500 --steps 600
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 import patchflow as pf
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--seconds", type=float, default=60, help="training time")
+parser.add_argument("--training", type=int, default=2500, help="training steps")
 parser.add_argument("--steps", type=int, default=600, help="steps of the reconstruction")
 arguments = parser.parse_args()
 torch.manual_seed(0)
@@ -21,7 +21,7 @@ known, truth = photograph[..., :256], photograph[..., 256:]
 
 # A density of 6 x 6 patches, and from it an energy of images.
 prior = pf.patch_nr()
-pf.learn_patches(prior, [known], steps=10**6, seconds=arguments.seconds, progress=True)
+pf.learn_patches(prior, [known], steps=arguments.training, progress=True)
 
 # The measurement: blurred, every fourth pixel kept, noisy.
 likelihood = pf.GaussianLikelihood(pf.downsample((512, 256), stride=4), std=0.01)

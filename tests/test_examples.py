@@ -9,9 +9,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
-    "inpainting.py": ["--seconds=8", "--steps=144"],
+    "inpainting.py": ["--training=200", "--steps=108"],
     "own_operator.py": [],
-    "super_resolution.py": ["--seconds=8", "--steps=216"],
+    "super_resolution.py": ["--training=200", "--steps=108"],
 }
 
 

@@ -349,7 +349,7 @@ def test_outside_the_range(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.array([[-3.5, 260.0]]))
     with pytest.raises(
-        InputError, match=r"values from -3.5 to 260, outside the range \[0, 1\].*--range -3.5:260\."
+        InputError, match=r"values from -3.5 to 260, outside the range \[0, 1\].*--range=-3.5:260\."
     ):
         read_image(path)
     with pytest.raises(InputError, match=r"outside the range \[0, 255\]"):
@@ -358,7 +358,7 @@ def test_outside_the_range(tmp_path):
         read_image(path, value_range=(5.0, 5.0))
     np.save(path, np.array([[-3, 7]]))
     with pytest.raises(
-        InputError, match="int64 values from -3 to 7, and signed integers.*--range -3:7"
+        InputError, match="int64 values from -3 to 7, and signed integers.*--range=-3:7"
     ):
         read_image(path)
     np.save(path, np.array([[1j]]))
