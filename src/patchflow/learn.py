@@ -30,7 +30,7 @@ def learn_patches(
     steps: int = 10_000,
     lr: float = 2e-3,
     schedule: Literal["cosine", "constant"] = "cosine",
-    warmup: int = 500,
+    warmup: int = 200,
     average: float = 0.999,
     patience: int | None = None,
     seconds: float | None = None,
