@@ -16,9 +16,9 @@ FLOORS = [
     ["errors"],
     ["energy", "numerics", "io", "table", "solution"],
     ["chains", "priors", "problems", "networks", "metrics"],
-    ["models", "fit", "solve", "splitting", "palm"],
-    ["learn", "reconstruct", "uncertainty"],
-    ["papers", "volumes", "report report_html figures panels"],
+    ["models", "posterior_models", "fit", "solve", "splitting", "palm"],
+    ["learn", "learn_posterior", "reconstruct", "uncertainty"],
+    ["papers", "volumes", "report report_html figures panels posterior_report calibration_plots"],
     ["cli __main__"],
 ]
 OPEN_FLOORS = {1, 3}  # here a wing may import its neighbours; on every other floor it may not

@@ -15,12 +15,15 @@ are products of densities, multiples are powers.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from patchflow.errors import InputError
 
 
 class Energy(nn.Module, ABC):
@@ -102,12 +105,60 @@ class Scaled(Energy):
     def forward(
         self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
-        """Scale the energy; see :meth:`Energy.forward`."""
+        """Scale the energy; see :meth:`Energy.forward`. With the weight 0 the energy is not evaluated."""
+        # 0 * inf is nan, but the zeroth power of a density is one even where the density vanishes.
+        if self.weight == 0:
+            return x.new_zeros(len(x))
         return self.weight * self.energy(x, condition)
+
+
+class Interpolation(Energy):
+    r"""The geometric path :math:`(1 - \lambda) E_0 + \lambda E_1` between two energies.
+
+    Args:
+        start: The energy :math:`E_0`, usually the latent law.
+        end: The energy :math:`E_1`, usually the posterior.
+        weight: The weight :math:`\lambda \in [0, 1]`; strictly inside if it is learned.
+        learned: Whether :math:`\lambda`, as a logistic function of a parameter, is trained.
+
+    Raises:
+        InputError: If the weight is outside its range.
+    """
+
+    def __init__(
+        self, start: Energy, end: Energy, weight: float | int, *, learned: bool = False
+    ) -> None:
+        super().__init__()
+        if not (0 < weight < 1 if learned else 0 <= weight <= 1):
+            raise InputError(
+                f"The interpolation weight is {weight} but must lie in [0, 1]; a learned one strictly inside."
+            )
+        self.start, self.end, self.fixed = start, end, float(weight)
+        self.logit = (
+            nn.Parameter(torch.tensor(math.log(weight / (1 - weight)))) if learned else None
+        )
+
+    @property
+    def weight(self) -> Tensor | float:
+        r"""The weight :math:`\lambda`."""
+        return self.fixed if self.logit is None else self.logit.sigmoid()
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Interpolate; see :meth:`Energy.forward`. At a fixed end only that energy is evaluated."""
+        if self.logit is None and self.fixed in (0.0, 1.0):
+            return (self.end if self.fixed else self.start)(x, condition)
+        return torch.lerp(self.start(x, condition), self.end(x, condition), self.weight)
 
 
 class Density(Energy):
     r"""A normalised energy, :math:`\int e^{-E(x \mid y)} dx = 1`, that can be sampled."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the energy is the density's own value; that of a stochastic flow is one path's bound."""
+        return True
 
     @abstractmethod
     def sample(self, count: int, condition: Tensor | None = None) -> Float[Tensor, "count *event"]:
@@ -117,6 +168,44 @@ class Density(Energy):
             count: The number of samples.
             condition: The measurement, of batch size one or ``count``, or ``None``.
         """
+
+    def draw(
+        self, count: int, condition: Tensor | None = None
+    ) -> tuple[Float[Tensor, "count *event"], Float[Tensor, " count"]]:
+        """Draw samples together with their energies; see :meth:`sample`."""
+        x = self.sample(count, condition)
+        return x, self(x, condition)
+
+
+class Transported(Density):
+    r"""A density that is the image of :math:`N(0, I)` under a known bijection :math:`x = S(u)`.
+
+    Most priors of physical parameters are: boxes, normal and log-normal laws, products of one-dimensional laws. In the
+    coordinates :math:`u` the prior is standard normal, which is where flows and samplers work best.
+
+    Args:
+        dim: Dimension of a sample.
+    """
+
+    # A tensor, so that samples follow the module's device and type.
+    reference: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("reference", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def from_normal(self, u: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        r"""The bijection :math:`x = S(u)`."""
+
+    @abstractmethod
+    def to_normal(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        r"""The inverse :math:`u = S^{-1}(x)`; finite also at the boundary of the support."""
+
+    def sample(self, count: int, condition: Tensor | None = None) -> Float[Tensor, "count dim"]:
+        """Draw samples; see :meth:`Density.sample`. The condition is not used."""
+        return self.from_normal(torch.randn(count, self.dim).to(self.reference))
 
 
 class Proximable(Energy):

@@ -56,7 +56,7 @@ class Fit(NamedTuple):
 
 def fit(
     energy: Energy,
-    batches: Callable[[], Tensor],
+    batches: Callable[[], Tensor | tuple[Tensor, Tensor]],
     *,
     steps: int,
     lr: float = 1e-3,
@@ -82,7 +82,8 @@ def fit(
 
     Args:
         energy: The energy; those of its parameters that want gradients are trained.
-        batches: Returns a batch (batch, dim) at each call; randomness from torch's global generator.
+        batches: Returns a batch (batch, dim), or a pair of batch and conditions, at each call; randomness from torch's
+            global generator.
         steps: Number of steps.
         lr: Peak learning rate.
         schedule: ``"cosine"`` or ``"constant"``.
@@ -188,12 +189,13 @@ class _Run:
             {name: p.detach().clone() for name, p in parameters.items()} if average else None
         )
 
-    def advance(self, batch: Tensor, lr: float) -> None:
+    def advance(self, batch: Tensor | tuple[Tensor, Tensor], lr: float) -> None:
         """One step of Adam."""
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(batch, self.precision):
-            loss = self.energy(batch).mean()
+        x, condition = (batch, None) if isinstance(batch, Tensor) else batch
+        with autocast(x, self.precision):
+            loss = self.energy(x, condition).mean()
         value = loss.item()
         if not math.isfinite(value):
             raise NumericalError(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchflow.chains.kernel import Kernel, Pullback, Slopes, Step
-from patchflow.chains.nets import MLP
+from patchflow.chains.nets import MLP, joined
 from patchflow.errors import InputError
 
 # FrEIA's soft clamp has 0.636 where one expects 2/pi; published weights were trained with it.
@@ -100,12 +100,12 @@ class AffineCoupling(Kernel):
         # Everything below chooses its own types.
         with torch.autocast(device, enabled=False):
             x1, x2 = x[:, : self.split], x[:, self.split :]
-            a1, pull1 = self.net1.forward_with_pullback(_with(x1, condition), dtype)
+            a1, pull1 = self.net1.forward_with_pullback(joined(x1, condition), dtype)
             raw1, t1 = a1[:, : x2.shape[1]], a1[:, x2.shape[1] :]
             s1 = self._clamp(raw1)
             shrink1 = (-s1).exp_()
             z2 = (x2 - t1).mul_(shrink1)
-            a2, pull2 = self.net2.forward_with_pullback(_with(z2, condition), dtype)
+            a2, pull2 = self.net2.forward_with_pullback(joined(z2, condition), dtype)
             raw2, t2 = a2[:, : self.split], a2[:, self.split :]
             s2 = self._clamp(raw2)
             shrink2 = (-s2).exp_()
@@ -136,7 +136,7 @@ class AffineCoupling(Kernel):
         self, net: MLP, x: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # Under autocast only the network is in low precision.
-        raw, shift = net(_with(x, condition)).to(x.dtype).chunk(2, 1)
+        raw, shift = net(joined(x, condition)).to(x.dtype).chunk(2, 1)
         return self._clamp(raw), shift
 
     def _clamp(self, raw: Tensor) -> Tensor:
@@ -290,7 +290,3 @@ class InvertibleLinear(Kernel):
         return self.lower.tril(-1) + unit, self.upper.triu(1) + torch.diag(
             self.signs * self.log_diagonal.exp()
         )
-
-
-def _with(x: Tensor, condition: Tensor | None) -> Tensor:
-    return x if condition is None else torch.cat((x, condition), 1)

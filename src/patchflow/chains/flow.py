@@ -14,17 +14,32 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from patchflow.chains.kernel import Kernel, Slopes
-from patchflow.energy import Density
+from patchflow.chains.kernel import Chain, Kernel, Slopes
+from patchflow.energy import Density, Energy
+from patchflow.errors import InputError
 
 # Points per block of the graph-free gradient: large enough for full matmul speed, small enough for the cache.
 _BLOCK = 4096
+
+
+class Walk(NamedTuple):
+    r"""Ends of forward walks, with importance weights that make them samples of the target.
+
+    Attributes:
+        x: The ends.
+        log_weights: :math:`\log w = -E(x_T \mid y) + E_Z(x_0) + \sum_t \ell_t`, whose mean weight is the evidence.
+        acceptance: Mean acceptance probability of each kernel that accepts and rejects, by its place in the chain.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    acceptance: dict[int, float]
 
 
 class Flow(Density):
@@ -35,41 +50,179 @@ class Flow(Density):
     autograd up to rounding, unless the caller asks for lower precision with ``torch.autocast``. Second
     derivatives work, by autograd.
 
+    Training a stochastic chain skips the last kernels that leave ``target`` invariant: the reverse walk of data through
+    them yields data of the same law, so they add no gradient but noise.
+
     Args:
         latent: The latent density.
         chain: The kernel from latent to data.
+        target: The energy :math:`E(x \mid y)` that the chain approximates, normalised up to the evidence; what
+            weights and reverse training need.
+        accept_gradient: ``"unbiased"`` adds the score of the accept decisions, with the mean loss of the other rows as
+            control variate; ``"biased"`` ignores how they depend on parameters, as the published code does.
     """
 
-    def __init__(self, latent: Density, chain: Kernel) -> None:
+    def __init__(
+        self,
+        latent: Density,
+        chain: Kernel,
+        *,
+        target: Energy | None = None,
+        accept_gradient: Literal["unbiased", "biased"] = "unbiased",
+    ) -> None:
         super().__init__()
-        self.latent, self.chain = latent, chain
+        self.latent, self.chain, self.target = latent, chain, target
+        self.accept_gradient = accept_gradient
+
+    @property
+    def exact(self) -> bool:
+        """Whether the chain is bijective, so that the energy is the density's own value."""
+        return self.chain.bijective and self.latent.exact
+
+    @property
+    def trained(self) -> Kernel:
+        """The chain without the last kernels that leave the target invariant."""
+        if self.target is None or not isinstance(self.chain, Chain):
+            return self.chain
+        kernels = list(self.chain)
+        while kernels and kernels[-1].invariant is self.target:
+            kernels.pop()
+        return self.chain if len(kernels) == len(self.chain) else Chain(*kernels)
 
     def forward(
         self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
         """Minus the log-density of a bijective chain, one path's bound otherwise; see :meth:`Energy.forward`."""
-        if torch.is_grad_enabled() and self._by_hand(condition):
-            learned = [p for p in self.chain.parameters() if p.requires_grad]
+        learned = [p for p in self.chain.parameters() if p.requires_grad]
+        chain = self.trained if torch.is_grad_enabled() and learned else self.chain
+        if torch.is_grad_enabled() and self._by_hand(chain, condition):
             if learned:
-                return _Learning.apply(x, condition, self, *learned)
+                return _Learning.apply(x, condition, self, chain, *learned)
             if x.requires_grad:
                 return _Frozen.apply(x, condition, self)
-        return self._by_autograd(x, condition)
+        return self._by_autograd(x, condition, chain)
 
     def sample(self, count: int, condition: Tensor | None = None) -> Float[Tensor, "count *event"]:
         """Walk latent samples through the chain; see :meth:`Density.sample`."""
-        if condition is not None:
-            condition = condition.expand(count, *condition.shape[1:])
+        condition = _repeated(condition, count)
         return self.chain(self.latent.sample(count, condition), condition).x
 
-    def _by_autograd(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        z, log_ratio = self.chain.reverse(x, condition)
-        return self.latent(z, condition) - log_ratio
+    def draw(
+        self, count: int, condition: Tensor | None = None
+    ) -> tuple[Float[Tensor, "count *event"], Float[Tensor, " count"]]:
+        """Samples with their energies (of the path, if the chain is stochastic), in one walk."""
+        condition = _repeated(condition, count)
+        z, latent = self.latent.draw(count, condition)
+        x, log_ratio, _ = self.chain(z, condition)
+        return x, latent + log_ratio
 
-    def _by_hand(self, condition: Tensor | None) -> bool:
+    def walk(self, count: int, condition: Tensor | None = None) -> Walk:
+        r"""Walk latent samples to the target, with weights.
+
+        :math:`E[w\, f(x_T)] = \int f\, e^{-E(x \mid y)} dx`, so the mean weight is the evidence :math:`p(y)`.
+
+        Args:
+            count: The number of walks.
+            condition: The measurement, of batch size one or ``count``.
+
+        Raises:
+            InputError: If the flow has no target.
+        """
+        target = self._target()
+        condition = _repeated(condition, count)
+        x, log_weights = self.latent.draw(count, condition)
+        acceptance = {}
+        kernels = self.chain if isinstance(self.chain, Chain) else [self.chain]
+        for place, kernel in enumerate(kernels):
+            step, rate = kernel.walk(x, condition)
+            x, log_weights = step.x, log_weights + step.log_ratio
+            if rate is not None:
+                acceptance[place] = rate.mean().item()
+        return Walk(x, log_weights - target(x, condition), acceptance)
+
+    def reverse_loss(self, count: int, condition: Tensor | None = None) -> Float[Tensor, " count"]:
+        r"""One path's term of the reverse Kullback-Leibler loss: :math:`-\log w`, whose mean bounds minus log evidence.
+
+        Raises:
+            InputError: If the flow has no target.
+        """
+        target = self._target()
+        condition = _repeated(condition, count)
+        z, latent = self.latent.draw(count, condition)
+        x, log_ratio, choice = self.chain(z, condition)
+        return self._with_score(target(x, condition) - latent - log_ratio, choice)
+
+    def _target(self) -> Energy:
+        if self.target is None:
+            raise InputError(
+                "The flow has no target, so its walks have no weights; give Flow(..., target=posterior)."
+            )
+        return self.target
+
+    def _by_autograd(self, x: Tensor, condition: Tensor | None, chain: Kernel) -> Tensor:
+        z, log_ratio, choice = chain.reverse(x, condition)
+        return self._with_score(self.latent(z, condition) - log_ratio, choice)
+
+    def _with_score(self, loss: Tensor, choice: Tensor | None) -> Tensor:
+        """Add a term of value zero whose gradient is that of the probability of the decisions."""
+        if choice is None or self.accept_gradient == "biased":
+            return loss
+        value = loss.detach()
+        # The mean of the other rows is independent of this row's decisions: a control variate without bias.
+        others = (value.sum() - value) / max(1, len(value) - 1)
+        score = (value - others) * choice
+        return loss + score - score.detach()
+
+    def _by_hand(self, chain: Kernel, condition: Tensor | None) -> bool:
         constant = condition is None or not condition.requires_grad
         latent = not any(p.requires_grad for p in self.latent.parameters())
-        return self.chain.bijective and constant and latent
+        return chain.bijective and constant and latent
+
+
+class PathKL(Energy):
+    r"""The loss of a stochastic flow: a weighted sum of the forward and the reverse path Kullback-Leibler divergence.
+
+    Forward: data :math:`x \sim p(x \mid y)` walk to the latent law; it needs samples of the joint law. Reverse: latent
+    samples walk to the data; it needs the target energy, and seeks modes.
+
+    Args:
+        flow: The flow.
+        forward: Weight of the forward divergence.
+        reverse: Weight of the reverse divergence.
+
+    Raises:
+        InputError: If both weights are zero or one is negative, or the reverse loss lacks a target.
+    """
+
+    def __init__(
+        self, flow: Flow, *, forward: float | int = 1.0, reverse: float | int = 0.0
+    ) -> None:
+        super().__init__()
+        if forward < 0 or reverse < 0 or forward + reverse == 0:
+            raise InputError(
+                f"The weights are {forward} and {reverse} but must not be negative, nor both zero."
+            )
+        if reverse and flow.target is None:
+            raise InputError(
+                "The reverse divergence needs the energy of the target; give Flow(..., target=posterior)."
+            )
+        self.flow, self.weights = flow, (float(forward), float(reverse))
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """One term of the loss per row of data; fresh latent samples for the reverse part, one per row."""
+        forward, reverse = self.weights
+        total = x.new_zeros(len(x))
+        if forward:
+            total = total + forward * self.flow(x, condition)
+        if reverse:
+            total = total + reverse * self.flow.reverse_loss(len(x), condition)
+        return total
+
+
+def _repeated(condition: Tensor | None, count: int) -> Tensor | None:
+    return None if condition is None else condition.expand(count, *condition.shape[1:])
 
 
 class _Frozen(torch.autograd.Function):
@@ -81,7 +234,7 @@ class _Frozen(torch.autograd.Function):
         for start in range(0, len(x), _BLOCK):
             block = slice(start, start + _BLOCK)
             y = None if condition is None else condition[block]
-            (z, log_ratio), pull = flow.chain.reverse_with_pullback(x[block], y)
+            (z, log_ratio, _), pull = flow.chain.reverse_with_pullback(x[block], y)
             latent, g_z = flow.latent.value_and_grad(z, y)
             values[block] = latent - log_ratio
             gradient[block] = pull(g_z, torch.full_like(log_ratio, -1), None)
@@ -94,7 +247,8 @@ class _Frozen(torch.autograd.Function):
         x, gradient = ctx.saved_tensors
         (g,) = grad_outputs
         if torch.is_grad_enabled():  # create_graph: somebody wants second derivatives
-            return _differentiable(ctx.flow, x, ctx.condition, g, [])[0], None, None
+            flow = ctx.flow
+            return _differentiable(flow, flow.chain, x, ctx.condition, g, [])[0], None, None
         return gradient * g.view(-1, *[1] * (x.ndim - 1)), None, None
 
 
@@ -103,12 +257,17 @@ class _Learning(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, condition: Tensor | None, flow: Flow, *learned: nn.Parameter
+        ctx: Any,
+        x: Tensor,
+        condition: Tensor | None,
+        flow: Flow,
+        chain: Kernel,
+        *learned: nn.Parameter,
     ) -> Tensor:
-        (z, log_ratio), ctx.pull = flow.chain.reverse_with_pullback(x, condition)
+        (z, log_ratio, _), ctx.pull = chain.reverse_with_pullback(x, condition)
         latent, g_z = flow.latent.value_and_grad(z, condition)
         ctx.save_for_backward(x, g_z, *learned)
-        ctx.flow, ctx.condition = flow, condition
+        ctx.flow, ctx.chain, ctx.condition = flow, chain, condition
         return latent - log_ratio
 
     @staticmethod
@@ -116,18 +275,23 @@ class _Learning(torch.autograd.Function):
         x, g_z, *learned = ctx.saved_tensors
         (g,) = grad_outputs
         if torch.is_grad_enabled():
-            g_x, *slopes = _differentiable(ctx.flow, x, ctx.condition, g, learned)
-            return g_x, None, None, *slopes
+            g_x, *slopes = _differentiable(ctx.flow, ctx.chain, x, ctx.condition, g, learned)
+            return g_x, None, None, None, *slopes
         found: Slopes = {}
         g_x = ctx.pull(g_z * g.view(-1, *[1] * (g_z.ndim - 1)), -g, found)
-        return g_x, None, None, *(found.get(parameter) for parameter in learned)
+        return g_x, None, None, None, *(found.get(parameter) for parameter in learned)
 
 
 def _differentiable(
-    flow: Flow, x: Tensor, condition: Tensor | None, g: Tensor, learned: list[Tensor]
+    flow: Flow,
+    chain: Kernel,
+    x: Tensor,
+    condition: Tensor | None,
+    g: Tensor,
+    learned: list[Tensor],
 ) -> tuple[Tensor | None, ...]:
     """The gradients by autograd, as a graph."""
-    value = flow._by_autograd(x, condition)
+    value = flow._by_autograd(x, condition, chain)
     wanted = [tensor for tensor in (x, *learned) if tensor.requires_grad]
     found = iter(torch.autograd.grad(value, wanted, g, create_graph=True, allow_unused=True))
     return tuple(next(found) if tensor.requires_grad else None for tensor in (x, *learned))

@@ -17,19 +17,37 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from patchflow.energy import Energy
 
 
 class Step(NamedTuple):
-    """Where a walk arrived, and its log-ratio (undoing minus doing) per batch entry, in nats."""
+    """Where a walk arrived.
+
+    Attributes:
+        x: The new points.
+        log_ratio: Log-density of undoing minus log-density of doing, per batch entry, in nats.
+        log_choice: Log-probability of the discrete decisions (accept or reject) on the way, per batch entry; ``None``
+            if there were none or nobody differentiates. Its gradient makes that of a path's expectation unbiased.
+    """
 
     x: Tensor
     log_ratio: Tensor
+    log_choice: Tensor | None = None
+
+
+def add_choice(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """The sum of two log-probabilities of decisions, either of which may be missing."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 # Gradients of parameters, summed where a parameter occurs more than once.
@@ -72,6 +90,17 @@ class Kernel(nn.Module, ABC):
     def reverse(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
         r"""Draw :math:`x_0 \sim R(x, \cdot)`; arguments and result as in :meth:`forward`."""
 
+    @property
+    def invariant(self) -> Energy | None:
+        r"""The energy whose law :math:`e^{-E}` both walks leave invariant, if there is one."""
+        return None
+
+    def walk(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> tuple[Step, Float[Tensor, " batch"] | None]:
+        """The forward step, and each row's mean acceptance probability if the kernel accepts and rejects."""
+        return self(x, condition), None
+
     def reverse_with_pullback(self, x: Tensor, condition: Tensor | None = None) -> Pullback:
         """Walk back, and keep what the gradient with respect to ``x`` needs.
 
@@ -85,7 +114,9 @@ class Kernel(nn.Module, ABC):
         def pull(g_x: Tensor, g_ratio: Tensor, slopes: Slopes | None) -> Tensor:
             parameters = [] if slopes is None else [p for p in self.parameters() if p.requires_grad]
             outputs = [
-                (out, g) for out, g in zip(step, (g_x, g_ratio), strict=True) if out.requires_grad
+                (out, g)
+                for out, g in ((step.x, g_x), (step.log_ratio, g_ratio))
+                if out.requires_grad
             ]
             g_start, *others = torch.autograd.grad(
                 [out for out, _ in outputs],
@@ -112,6 +143,9 @@ class Chain(Kernel):
     def __len__(self) -> int:
         return len(self.kernels)
 
+    def __iter__(self) -> Iterator[Kernel]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> Kernel:
         kernel = self.kernels[index]
         assert isinstance(kernel, Kernel)
@@ -124,26 +158,31 @@ class Chain(Kernel):
 
     def forward(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
         """Walk through all kernels; see :meth:`Kernel.forward`."""
-        total = x.new_zeros(len(x))
-        for kernel in self:
-            x, log_ratio = kernel(x, condition)
-            total = total + log_ratio
-        return Step(x, total)
+        return self._walk(self, x, condition)
 
     def reverse(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
         """Walk back through all kernels, the last one first; see :meth:`Kernel.reverse`."""
-        total = x.new_zeros(len(x))
-        for index in range(len(self) - 1, -1, -1):
-            x, log_ratio = self[index].reverse(x, condition)
-            total = total + log_ratio
-        return Step(x, total)
+        back = (self[index].reverse for index in range(len(self) - 1, -1, -1))
+        return self._walk(back, x, condition)
+
+    @staticmethod
+    def _walk(
+        steps: Iterable[Callable[[Tensor, Tensor | None], Step]],
+        x: Tensor,
+        condition: Tensor | None,
+    ) -> Step:
+        total, choices = x.new_zeros(len(x)), None
+        for step in steps:
+            x, log_ratio, choice = step(x, condition)
+            total, choices = total + log_ratio, add_choice(choices, choice)
+        return Step(x, total, choices)
 
     def reverse_with_pullback(self, x: Tensor, condition: Tensor | None = None) -> Pullback:
         """Walk back, and stack the kernels' pullbacks; see :meth:`Kernel.reverse_with_pullback`."""
         total = x.new_zeros(len(x))
         pulls = []
         for index in range(len(self) - 1, -1, -1):
-            (x, log_ratio), pull = self[index].reverse_with_pullback(x, condition)
+            (x, log_ratio, _), pull = self[index].reverse_with_pullback(x, condition)
             total = total + log_ratio
             pulls.append(pull)
 
@@ -182,3 +221,62 @@ def add_slope(slopes: Slopes, parameter: Tensor, slope: Tensor) -> None:
     """Add the gradient of a parameter to those found so far."""
     known = slopes.get(parameter)
     slopes[parameter] = slope if known is None else known.add_(slope)
+
+
+class Conditioned(Kernel):
+    r"""A kernel that sees features :math:`h(y)` of the condition instead of :math:`y`, computed once a walk.
+
+    Args:
+        features: The map :math:`h`, usually a standardisation and a small network; trained with the kernel.
+        kernel: The kernel.
+    """
+
+    def __init__(self, features: nn.Module, kernel: Kernel) -> None:
+        super().__init__()
+        self.features, self.kernel = features, kernel
+
+    @property
+    def bijective(self) -> bool:
+        """Whether the kernel is a bijection."""
+        return self.kernel.bijective
+
+    def forward(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
+        """Walk with the features; see :meth:`Kernel.forward`."""
+        return self.kernel(x, None if condition is None else self.features(condition))
+
+    def reverse(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
+        """Walk back with the features; see :meth:`Kernel.reverse`."""
+        return self.kernel.reverse(x, None if condition is None else self.features(condition))
+
+
+class Checkpointed(Kernel):
+    r"""A kernel whose graph is not kept but computed again when gradients are wanted: time for memory.
+
+    Args:
+        kernel: The kernel; its random numbers are drawn again from the same state of the generator.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    @property
+    def bijective(self) -> bool:
+        """Whether the kernel is a bijection."""
+        return self.kernel.bijective
+
+    def forward(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
+        """Walk without keeping the graph; see :meth:`Kernel.forward`."""
+        return self._walk(self.kernel, x, condition)
+
+    def reverse(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
+        """Walk back without keeping the graph; see :meth:`Kernel.reverse`."""
+        return self._walk(self.kernel.reverse, x, condition)
+
+    @staticmethod
+    def _walk(step: Callable[..., Step], x: Tensor, condition: Tensor | None) -> Step:
+        if not torch.is_grad_enabled():
+            return step(x, condition)
+        result = checkpoint(step, x, condition, use_reentrant=False)
+        assert isinstance(result, Step)
+        return result

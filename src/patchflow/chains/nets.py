@@ -85,3 +85,8 @@ class MLP(nn.Sequential):
             return g.to(x.dtype)
 
         return h.to(x.dtype), pull
+
+
+def joined(x: Tensor, condition: Tensor | None) -> Tensor:
+    """The input of a network that also sees the condition."""
+    return x if condition is None else torch.cat((x, condition), 1)

@@ -46,6 +46,45 @@ class GaussianNoise(Conditional):
         return -0.5 * residual.square().sum(1) - constant
 
 
+class MixedNoise(Conditional):
+    r"""Multiplicative and additive noise, :math:`b_j = a_j + \alpha a_j \eta_j + \beta \zeta_j`, :math:`\eta, \zeta` normal.
+
+    So :math:`b_j \sim N(a_j,\ \alpha^2 a_j^2 + \beta^2)`: photon counting with read-out noise, scatterometry.
+
+    Args:
+        relative: The level :math:`\alpha` of the multiplicative part.
+        absolute: The level :math:`\beta` of the additive part, in the units of the measurement.
+
+    Raises:
+        InputError: If ``absolute`` is not positive or ``relative`` is negative.
+    """
+
+    def __init__(self, relative: float | int, absolute: float | int) -> None:
+        super().__init__()
+        if not (0 < absolute < math.inf and 0 <= relative < math.inf):
+            raise InputError(
+                f"The noise levels are {relative} (relative) and {absolute} (absolute); the first must not be "
+                "negative, the second must be positive."
+            )
+        self.relative, self.absolute = float(relative), float(absolute)
+
+    def draw(self, a: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Add noise; see :meth:`Conditional.draw`."""
+        b = a + self._variance(a).sqrt() * torch.randn_like(a)
+        return b, self.log_prob(b, a)
+
+    def log_prob(
+        self, b: Tensor, a: Tensor, condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """The normalised log-density; see :meth:`Conditional.log_prob`."""
+        variance = self._variance(a)
+        terms = (b - a).square() / variance + variance.log() + math.log(2 * math.pi)
+        return -0.5 * terms.flatten(1).sum(1)
+
+    def _variance(self, a: Tensor) -> Tensor:
+        return self.relative**2 * a.square() + self.absolute**2
+
+
 class Likelihood(Energy):
     r"""The energy :math:`E(x \mid y) = -\log p(y \mid F(x))` of any forward model.
 

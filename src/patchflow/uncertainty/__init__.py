@@ -1,0 +1,1 @@
+"""Whether posterior samples can be believed."""
