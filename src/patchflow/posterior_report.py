@@ -185,8 +185,7 @@ def write_posterior_report(
 
 
 def _numbers(posterior: Posterior) -> tuple[np.ndarray, np.ndarray]:
-    samples = posterior.samples.detach().double().cpu().numpy()
-    return samples, posterior.weights.cpu().numpy()
+    return posterior.samples.detach().double().cpu().numpy(), posterior.weights.cpu().numpy()
 
 
 def _quantiles(samples: np.ndarray, weights: np.ndarray, places: Sequence[float]) -> np.ndarray:
@@ -249,7 +248,8 @@ def _label(axis: Axis, frame: np.ndarray, name: str) -> None:
 def _digits(values: Sequence[float] | np.ndarray, step: float) -> list[str]:
     """Numbers with as many digits as it takes to see this step; minus zero loses its sign."""
     top = max((abs(value) for value in values if value == value), default=0.0)
-    last = math.floor(math.log10(step if step > 0 else 1e-3 * top) + 1e-9) if top else 0
+    step = step if step > 1e-14 * top else 1e-3 * top
+    last = math.floor(math.log10(step) + 1e-9) if top else 0
     if last >= -8 and (top == 0 or 1e-3 <= top < 1e6):
         return [f"{round(float(v), max(-last, 0)) + 0.0:.{max(-last, 0)}f}" for v in values]
     places = max(math.floor(math.log10(top)) - last, 0)
@@ -288,7 +288,7 @@ def _drawings(posterior: Posterior) -> list[str]:
         drawing = draw_curves([ours, Curve("equal weights", [0, 100], [0, 100], *axes)])
         drawings.append(page.drawing_html("weights", "how few samples carry the result", drawing))
     if len(y) > 1:
-        drawing = draw_curves([Curve("y", list(range(1, len(y) + 1)), y, "y", "component")])
+        drawing = draw_curves([Curve("y", range(1, len(y) + 1), y, "y", "component")])
         drawings.append(page.drawing_html("observation", f"{len(y)} values", drawing))
     return drawings
 

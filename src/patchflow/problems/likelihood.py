@@ -47,7 +47,7 @@ class GaussianNoise(Conditional):
 
 
 class MixedNoise(Conditional):
-    r"""Multiplicative and additive noise, :math:`b_j = a_j + \alpha a_j \eta_j + \beta \zeta_j`, :math:`\eta, \zeta` normal.
+    r"""Multiplicative and additive normal noise, :math:`b_j = a_j + \alpha a_j \eta_j + \beta \zeta_j`.
 
     So :math:`b_j \sim N(a_j,\ \alpha^2 a_j^2 + \beta^2)`: photon counting with read-out noise, scatterometry.
 
