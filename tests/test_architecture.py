@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "patchflow"
 FLOORS = [
     ["errors"],
     ["energy", "numerics", "io", "table", "solution"],
-    ["chains", "priors", "problems", "networks", "metrics"],
+    ["chains", "priors", "problems", "networks", "metrics", "sample_metrics"],
     ["models", "posterior_models", "fit", "solve", "splitting", "palm"],
     ["learn", "learn_posterior", "reconstruct", "uncertainty"],
     ["papers", "volumes", "report report_html figures panels posterior_report calibration_plots"],

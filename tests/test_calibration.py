@@ -201,7 +201,7 @@ def test_what_cannot_be_used(function):
 def test_other_arguments_that_cannot_be_used():
     samples, truths, _ = simulate(20, 4, 2)
     for function in (sbc_ranks, tarp_credibilities):
-        with pytest.raises(InputError, match=r"\(20, 4, 2\) do not fit truths of shape \(20, 3"):
+        with pytest.raises(InputError, match=r"\(20, 4, 2\) do not fit truths \(20, 3"):
             plain(function)(samples, torch.zeros(20, 3))
     with pytest.raises(InputError, match="give one point per dataset"):
         plain(tarp_credibilities)(samples, truths, references=torch.zeros(1, 2))

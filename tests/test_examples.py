@@ -10,7 +10,9 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
     "inpainting.py": ["--training=200", "--steps=108"],
+    "oscillation.py": [],
     "own_operator.py": [],
+    "posterior.py": ["--training=100"],
     "super_resolution.py": ["--training=200", "--steps=108"],
 }
 
@@ -24,7 +26,15 @@ def test_example(name, tmp_path):
     command = [sys.executable, str(EXAMPLES / name), *SHORT[name]]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    if name == "oscillation.py":
+        assert (tmp_path / "y.csv").read_text().count(",") == 11
+        return
+    assert (tmp_path / name.replace(".py", ".png")).exists()
+    if name == "posterior.py":
+        means = dict(re.findall(r"^(frequency|damping) +([\d.]+)", run.stdout, re.M))
+        assert abs(float(means["frequency"]) - 0.6) < 0.05
+        assert abs(float(means["damping"]) - 0.4) < 0.25
+        return
     quality = [float(value) for value in re.findall(r"([\d.]+) dB", run.stdout)]
     assert len(quality) >= 2
     assert quality[-1] > quality[0] + 0.5
-    assert (tmp_path / name.replace(".py", ".png")).exists()

@@ -12,7 +12,13 @@ from patchflow.chains.coordinates import Conjugated, FromNormal, Pulled
 from patchflow.chains.flow import Flow, PathKL
 from patchflow.chains.gaussian import GaussianStep, TimeNet, diffusion, vae_layer
 from patchflow.chains.kernel import Chain, Checkpointed, Conditioned, Kernel, Reversed, Step
-from patchflow.chains.proposals import Independent, LangevinProposal, RandomWalk, StepSize
+from patchflow.chains.proposals import (
+    DifferenceWalk,
+    Independent,
+    LangevinProposal,
+    RandomWalk,
+    StepSize,
+)
 from patchflow.chains.splines import SplineCoupling
 from patchflow.chains.stochastic import Langevin, Metropolis, Transition
 from patchflow.energy import Energy, Interpolation
@@ -66,6 +72,7 @@ STOCHASTIC = {
     "metropolis-hastings": lambda c: Metropolis(bridge(), RandomWalk(StepSize(0.5, c)), 2),
     "mala": lambda c: Metropolis(Banana(), LangevinProposal(0.3)),
     "mala, sub-steps": lambda c: Metropolis(bridge(), LangevinProposal(0.2), 2, substeps=3),
+    "difference walk": lambda c: Metropolis(bridge(), DifferenceWalk(torch.randn(1, 40, DIM)), 2),
     "independence": lambda c: Metropolis(Banana(), Independent(flow(c)), 2),
     "vae": lambda c: vae_layer(DIM, c, std=0.6, hidden=8),
     "diffusion": lambda c: diffusion(DIM, c, noise=(0.8, 1.0, 1.3), hidden=8),

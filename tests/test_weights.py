@@ -151,7 +151,7 @@ def test_warnings():
     assert log_weight_warnings(gaussian_log_weights(5000, 0.7, 1.0)) == []
     assert log_weight_warnings(torch.zeros(1000)) == []
     (heavy,) = log_weight_warnings(-0.8 * ((torch.arange(2000) + 0.5) / 2000).log())
-    assert "heavy tail (Pareto shape 0." in heavy
+    assert "heavy tail (Pareto k-hat 0." in heavy
     assert "more MCMC layers" in heavy
     few = torch.full((1000,), -math.inf)
     few[:2] = 0.0

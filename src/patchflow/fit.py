@@ -137,6 +137,8 @@ def fit(
             rate = min(1.0, (run.step + 1) / warmup)
             if schedule == "cosine":
                 rate *= 0.5 * (1 + math.cos(math.pi * done))
+            # An interrupt in the middle of a step resumes at its beginning.
+            run.random = torch.get_rng_state()
             run.advance(batches(), lr * rate)
             if run.step % _REPORT_EVERY == 0:
                 bar.update(run.step - bar.n)
@@ -147,6 +149,7 @@ def fit(
                     stopped = "patience"
                     break
             if checkpoint is not None and time.perf_counter() - saved > checkpoint_every:
+                run.random = torch.get_rng_state()
                 run.save(checkpoint)
                 saved = time.perf_counter()
     except KeyboardInterrupt:
@@ -184,6 +187,7 @@ class _Run:
         self.block: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.best = math.nan
+        self.random = torch.get_rng_state()
         self.best_state: dict[str, Tensor] | None = None
         self.averaged = (
             {name: p.detach().clone() for name, p in parameters.items()} if average else None
@@ -248,7 +252,7 @@ class _Run:
                 tensors[f"adam.{key}.{name}"] = value
         for prefix, group in (("average", self.averaged), ("best", self.best_state)):
             tensors |= {f"{prefix}.{name}": value for name, value in (group or {}).items()}
-        tensors["random"] = torch.get_rng_state()
+        tensors["random"] = self.random
         record = {
             "step": self.step,
             "seconds": self.seconds,

@@ -97,7 +97,11 @@ def learn_posterior(
         progress=progress,
     )
     if result.stopped != "interrupted":
-        adapt(flow, lambda: y[torch.randint(count, (256,))])
+        try:
+            adapt(flow, lambda: y[torch.randint(count, (256,))])
+        except KeyboardInterrupt:
+            # What was learned is worth keeping, with step sizes as far as they have come.
+            return result._replace(stopped="interrupted")
     return result
 
 

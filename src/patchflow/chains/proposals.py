@@ -132,6 +132,51 @@ class LangevinProposal(Proposal):
         return new, 0.5 * (noise.flatten(1).square().sum(1) - back.flatten(1).square().sum(1))
 
 
+class DifferenceWalk(Proposal):
+    r"""Steps :math:`x' = x + \gamma (a - b) + \epsilon \xi` along differences of points drawn from a fixed population.
+
+    The population knows scales, correlations and modes, so the steps need no tuning to them: with probability 0.1
+    :math:`\gamma = 1`, which jumps between modes, otherwise :math:`\gamma = s\, 2.38 / \sqrt{2d}`. The law of the
+    step is symmetric because the population does not move with the chain.
+
+    Args:
+        population: Points of each group of rows, (groups, size, dim); row k belongs to group k // (rows / groups).
+        scale: The factor :math:`s`.
+
+    References:
+        ter Braak, Vrugt, "Differential evolution Markov chain with snooker updater and fewer chains", 2008,
+        https://doi.org/10.1007/s11222-008-9104-9
+    """
+
+    population: Tensor
+    jitter: Tensor
+
+    def __init__(self, population: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("population", population)
+        self.register_buffer("jitter", 1e-3 * population.std(1, keepdim=True))
+        self.step = scale * 2.38 / math.sqrt(2 * population.shape[2])
+
+    def locate(self, energy: Energy, x: Tensor, condition: Tensor | None) -> Place:
+        """Evaluate the energy."""
+        return Place(x, energy(x, condition))
+
+    def propose(
+        self, energy: Energy, place: Place, condition: Tensor | None
+    ) -> tuple[Place, Tensor]:
+        """Step along a difference; it is as likely as its reverse."""
+        groups, points, dim = self.population.shape
+        x = place.x.view(groups, -1, dim)
+        shape = (2, groups, x.shape[1], 1)
+        picks = torch.randint(points, shape, device=x.device).expand(-1, -1, -1, dim)
+        first, second = (self.population.gather(1, pick) for pick in picks)
+        jump, size = torch.rand(2, groups, x.shape[1], 1, device=x.device).to(x)
+        length = torch.where(jump < 0.2, 1.0, self.step * 10 ** (-1.5 * size))
+        moved = x + length * (first - second) + self.jitter * torch.randn_like(x)
+        moved = moved.view(-1, dim)
+        return self.locate(energy, moved, condition), moved.new_zeros(len(moved))
+
+
 class Independent(Proposal):
     r"""Proposals from a density, wherever the chain is: independence Metropolis, with a flow as the density.
 

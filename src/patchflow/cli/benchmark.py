@@ -8,18 +8,22 @@ from pathlib import Path
 from patchflow import models
 from patchflow.cli.options import check_output, start
 from patchflow.errors import InputError
-from patchflow.papers import patchnr_superresolution
+from patchflow.papers import hagemann2023_mixture, lueckmann2021_sbibm, patchnr_superresolution
+from patchflow.papers import hagemann2023_scatterometry as scatterometry
+from patchflow.papers.scatterometry_race import race
 from patchflow.priors.patch import PatchPrior
+from patchflow.table import Record, Table, write_csv
 
-NAMES = ("patchnr-superresolution",)
+NAMES = ("patchnr-superresolution", "snf-mixture", "snf-scatterometry", "sbibm")
 
 
 def benchmark(
     name: str,
     *,
-    data: str,
+    data: str | None = None,
     methods: list[str] | None = None,
     images: int | None = None,
+    full: bool = False,
     json: str | None = None,
     csv: str | None = None,
     model: str | None = None,
@@ -30,14 +34,16 @@ def benchmark(
     """Rerun a table and print ours beside the published numbers.
 
     Args:
-        name: patchnr-superresolution.
-        data: Folder with the data; a missing file is named, with its public origin.
-        methods: Methods, as [a,b]; all by default. Of patchnr-superresolution: bicubic, tv, patchnr-90s, patchnr.
-        images: Number of test images; all by default.
+        name: patchnr-superresolution, snf-mixture, snf-scatterometry, sbibm.
+        data: Folder with the data, where the table needs some; a missing file is named, with its public origin.
+        methods: Methods, as [a,b]; all by default. Of patchnr-superresolution: bicubic, tv,
+            patchnr-90s, patchnr; of sbibm: the tasks.
+        images: patchnr-superresolution: number of test images; all by default.
+        full: The published number of repetitions and training steps (hours).
         json: File for the table.
-        csv: File for the figures of each image.
-        model: Model file of patchflow train patch-nr; without it a patchNR is learned first.
-        seconds: Training time of that patchNR; patchnr-90s always learns for 90 seconds.
+        csv: File for the figures of each image or measurement.
+        model: patchnr-superresolution: model file of patchflow train patch-nr; without it one is learned first.
+        seconds: patchnr-superresolution: training time; patchnr-90s always learns for 90 seconds.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
     """
@@ -49,16 +55,58 @@ def benchmark(
         if path is not None:
             check_output(Path(path), (suffix,))
     start(seed, threads)
-    table, records = patchnr_superresolution.run(
-        Path(data),
-        methods=patchnr_superresolution.METHODS if methods is None else tuple(methods),
-        images=images,
-        prior=None if model is None else models.load(model, PatchPrior),
-        seconds=seconds,
-        seed=seed,
-    )
+    if name == "snf-mixture":
+        table, records = hagemann2023_mixture.run(
+            methods=hagemann2023_mixture.METHODS if methods is None else tuple(methods),
+            mixtures=5 if full else 2,
+            observations=100 if full else 20,
+            seed=seed,
+        )
+    elif name == "snf-scatterometry":
+        table, records = _scatterometry(_folder(data, name), methods, full, seed, json)
+    elif name == "sbibm":
+        table, records = lueckmann2021_sbibm.run(
+            _folder(data, name),
+            methods=lueckmann2021_sbibm.METHODS if methods is None else tuple(methods),
+            seed=seed,
+        )
+    else:
+        table, records = patchnr_superresolution.run(
+            _folder(data, name),
+            methods=patchnr_superresolution.METHODS if methods is None else tuple(methods),
+            images=images,
+            prior=None if model is None else models.load(model, PatchPrior),
+            seconds=seconds,
+            seed=seed,
+        )
     if json is not None:
         table.write_json(json)
     if csv is not None:
-        patchnr_superresolution.write_csv(csv, records)
+        write_csv(csv, records)
     print(table)
+
+
+def _scatterometry(
+    data: Path, methods: list[str] | None, full: bool, seed: int, json: str | None
+) -> tuple[Table, list[Record]]:
+    table, records, flows = scatterometry.run(
+        data,
+        methods=scatterometry.METHODS if methods is None else tuple(methods),
+        steps=40_000 if full else 10_000,
+        seed=seed,
+    )
+    if json is not None:
+        table.write_json(json)  # before the race, which may lack a library
+    if scatterometry.OURS_SNF in flows:
+        snf, training = flows[scatterometry.OURS_SNF]
+        second, _ = race(snf, scatterometry.likelihood_of(snf), training, seed=seed)
+        if json is not None:
+            second.write_json(Path(json).with_stem(f"{Path(json).stem}-race"))
+        print(second, end="\n\n")
+    return table, records
+
+
+def _folder(data: str | None, name: str) -> Path:
+    if data is None:
+        raise InputError(f"The benchmark {name} needs --data, the folder with its data.")
+    return Path(data)

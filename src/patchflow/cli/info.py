@@ -18,8 +18,9 @@ def info(model: str) -> None:
     print("arguments:")
     for key, value in header.arguments.items():
         print(f"  {key}: {value}")
-    print(f"training data (sha256): {header.fingerprint}")
+    if header.fingerprint:
+        print(f"training data (sha256): {header.fingerprint}")
     print(f"seed: {header.seed}")
     for key, value in header.training.items():
-        if key != "history":
+        if key not in ("history", "seed"):
             print(f"{key}: {value}")

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from patchflow.cli.benchmark import benchmark
+from patchflow.cli.calibration import calibrate
 from patchflow.cli.config import expand_config
 from patchflow.cli.demo import demo
 from patchflow.cli.info import info
+from patchflow.cli.posterior import sample, train_conditional_snf
 from patchflow.cli.reconstruct import reconstruct
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
@@ -23,12 +25,25 @@ from patchflow.io.checkpoint import library_version
 # Commands by the words that call them; a list argument named here is positional.
 _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = {
     ("train", "patch-nr"): (train_patch_nr, "images", "learn a patchNR from one to six images"),
+    ("train", "conditional-snf"): (
+        train_conditional_snf,
+        None,
+        "learn the posteriors of all measurements of a simulator",
+    ),
     ("reconstruct",): (reconstruct, "measurement", "reconstruct an image from a measurement"),
     ("simulate",): (simulate, "image", "simulate a measurement of an image"),
+    ("sample",): (sample, "measurement", "sample the posterior of a measurement"),
+    ("calibrate",): (
+        calibrate,
+        None,
+        "test on simulated measurements whether the samples are right",
+    ),
     ("demo",): (demo, None, "learn from one half of a photograph, super-resolve the other half"),
     ("benchmark",): (benchmark, "name", "rerun a table: ours beside the published numbers"),
     ("info",): (info, "model", "print what a model file says about itself"),
 }
+# Short flags and what they stand for.
+_SHORT = {"-o": "--output", "-n": "--count"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 if something given cannot be used; 1 if a computation failed; 130 if interrupted with nothing to keep.
     """
     given = sys.argv[1:] if argv is None else argv
-    arguments = ["--output" if word == "-o" else word for word in given]
+    arguments = [_SHORT.get(word, word) for word in given]
     parser = _parser()
     if not arguments:
         parser.print_help()
@@ -74,7 +89,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="patchflow",
         exit_on_error=False,
-        description="Inverse problems with priors learned from the patches of a few images.",
+        description="Inverse problems: images with priors learned from the patches of a few images, and posterior "
+        "samples of the parameters of a simulator.",
         version=library_version(),
         allow_abbrev=False,
     )
@@ -101,7 +117,9 @@ def _parser() -> ArgumentParser:
             continue
         if words[0] not in groups:
             group = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-            commands.add_subcommand(words[0], group, help="learn a model from images")
+            commands.add_subcommand(
+                words[0], group, help="learn a model from images or from a simulator"
+            )
             groups[words[0]] = group.add_subcommands(dest="model", required=True)
         groups[words[0]].add_subcommand(words[1], leaf, help=summary)  # pyright: ignore
     return parser

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -93,7 +95,7 @@ class Settings:
 
     @cached_property
     def _from_file(self) -> GaussianLikelihood:
-        return _run_file(self.problem)
+        return _linear_likelihood(self.problem)
 
     def _downsample(self, shape: tuple[int, int], measured: bool) -> LinearOperator:
         if self.scale < 2:
@@ -153,28 +155,56 @@ def _read_kernel(path: str) -> Tensor:
     return kernel / kernel.sum()
 
 
-def _run_file(path: str) -> GaussianLikelihood:
+def run_file(path: str) -> dict[str, Any]:
+    """Run a problem file, which may import others from its folder, and return the variables that it assigned.
+
+    Raises:
+        InputError: If there is no such file, or it fails.
+    """
     file = existing_file(path, "problem file")
     specification = importlib.util.spec_from_file_location(Path(path).stem, file)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         specification.loader.exec_module(module)
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if Path(f.filename).name == Path(path).name]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
-        raise InputError(
-            f"{path} failed in line {line} ({type(error).__name__}: {error}); mend the file."
-        ) from error
-    likelihood = vars(module).get("likelihood")
-    if isinstance(likelihood, GaussianLikelihood):
-        return likelihood
+        raise failure_in_file(path, error) from error
+    finally:
+        sys.path.remove(folder)
+    return vars(module)
+
+
+def failure_in_file(path: str, error: Exception) -> InputError:
+    """What to say when code of a problem file raised ``error``: the last line of the file that took part in it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).name == Path(path).name]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
+    return InputError(
+        f"{path} failed in line {line} ({type(error).__name__}: {error}); mend the file."
+    )
+
+
+def likelihood_of(path: str, variables: Mapping[str, Any]) -> Likelihood:
+    """The likelihood that a problem file assigned.
+
+    Raises:
+        InputError: If there is none.
+    """
+    likelihood = variables.get("likelihood")
     if not isinstance(likelihood, Likelihood):
         raise InputError(
             f"{path} defines no likelihood; it must assign a patchflow.Likelihood to that name."
         )
+    return likelihood
+
+
+def _linear_likelihood(path: str) -> GaussianLikelihood:
+    likelihood = likelihood_of(path, run_file(path))
+    if isinstance(likelihood, GaussianLikelihood):
+        return likelihood
     operator, law = likelihood.operator, likelihood.noise
     if not isinstance(operator, LinearOperator) or not isinstance(law, GaussianNoise):
         raise InputError(

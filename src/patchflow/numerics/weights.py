@@ -165,8 +165,8 @@ def log_weight_warnings(log_weights: Float[Tensor, " n"]) -> list[str]:
     """
     n, warnings = len(log_weights), []
     remedy = (
-        "take more MCMC layers, train longer, or make smaller steps from the latent law to the "
-        "posterior."
+        "take more MCMC layers, train longer, or put more intermediate targets between the latent "
+        "law and the posterior."
     )
     _, shape = pareto_smoothed(log_weights)
     if n < _SMALLEST_SAMPLE:
@@ -176,7 +176,7 @@ def log_weight_warnings(log_weights: Float[Tensor, " n"]) -> list[str]:
         )
     elif shape > _LARGEST_K:
         warnings.append(
-            f"The importance weights have a heavy tail (Pareto shape {shape:.2f}, above "
+            f"The importance weights have a heavy tail (Pareto k-hat {shape:.2f}, above "
             f"{_LARGEST_K}), so weighted means and the evidence are unreliable: draw more samples, "
             + remedy
         )

@@ -32,7 +32,6 @@ from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.splitting import primal_dual
 from patchflow.table import Record, Table, build_table
-from patchflow.table import write_csv as write_csv
 
 try:
     import resource

@@ -81,7 +81,9 @@ class Uniform(Transported):
     def from_normal(self, u: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Map normal scores to the box; see :meth:`Transported.from_normal`."""
         # From the nearer wall, so that both tails are exact.
-        distance = torch.special.ndtr(-u.abs()) * (self.high - self.low + self._tails())
+        # erfc keeps the tail in single precision, where ndtr is zero from -6 on.
+        tail = 0.5 * torch.erfc(u.abs() / math.sqrt(2))
+        distance = tail * (self.high - self.low + self._tails())
         if self.wall is not None:
             within = distance - 1 / self.wall
             # The quantile of the exponential tail; where() evaluates both sides, hence the clamp.

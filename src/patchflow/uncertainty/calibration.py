@@ -22,7 +22,6 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 
 from patchflow.errors import InputError
@@ -71,6 +70,8 @@ def sbc_test(ranks: Int[Tensor, "datasets dim"], draws: int) -> Float[Tensor, " 
     Raises:
         InputError: There are fewer than 20 datasets, or a rank is outside 0..draws.
     """
+    from scipy import stats  # here, because it is slow to import
+
     _check_ranks(ranks, draws)
     bins = min(max(len(ranks) // 20, 2), 20, draws + 1)
     sizes = torch.bincount(torch.arange(draws + 1, device="cpu") * bins // (draws + 1))
@@ -127,6 +128,8 @@ def ecdf_band(
         in goodness-of-fit evaluation and multiple sample comparison", 2022,
         https://arxiv.org/abs/2103.10522
     """
+    from scipy import stats  # here, because it is slow to import
+
     if not 0 < level < 1:
         raise InputError(f"The level is {level} but must lie inside (0, 1), for example 0.95.")
     _check_sizes(datasets, draws)
@@ -242,6 +245,8 @@ def tarp_test(
 
     Args and errors are those of :func:`tarp_credibilities`.
     """
+    from scipy import stats  # here, because it is slow to import
+
     credibilities = tarp_credibilities(samples, truths, references=references)
     return float(stats.kstest(credibilities.cpu().numpy(), "uniform").pvalue)
 
@@ -266,33 +271,29 @@ def _counts(places: Tensor, size: int) -> Tensor:
 def _check_sizes(datasets: int, draws: int) -> None:
     if datasets < 20 or draws < 2:
         raise InputError(
-            f"{datasets} datasets of {draws} draws cannot show calibration: simulate at least "
-            "20 datasets and draw at least 2 samples for each."
+            f"{datasets} datasets of {draws} draws cannot show calibration: give at least 20 of 2 draws."
         )
 
 
 def _check_ranks(ranks: Tensor, draws: int) -> None:
     _check_sizes(len(ranks), draws)
-    if int(ranks.min()) < 0 or int(ranks.max()) > draws:
+    if (low := int(ranks.min())) < 0 or int(ranks.max()) > draws:
         raise InputError(
-            f"Ranks from {int(ranks.min())} to {int(ranks.max())} are not among {draws} draws: "
-            "give the number of draws that the ranks were computed with."
+            f"Ranks from {low} to {int(ranks.max())} are not among {draws} draws: give the number of draws behind them."
         )
 
 
 def _check_finite(name: str, values: Tensor) -> None:
     bad = int((~values.isfinite()).sum())
     if bad:
-        raise InputError(
-            f"{bad} of {values.numel()} {name} are not finite: find out where they come from."
-        )
+        raise InputError(f"{bad} of {values.numel()} {name} are not finite: find out why.")
 
 
 def _check(samples: Tensor, truths: Tensor) -> None:
     if samples.ndim != 3 or truths.shape != (samples.shape[0], samples.shape[2]):
         raise InputError(
-            f"Samples of shape {tuple(samples.shape)} do not fit truths of shape "
-            f"{tuple(truths.shape)}: give (datasets, draws, dim) and (datasets, dim)."
+            f"Samples {tuple(samples.shape)} do not fit truths {tuple(truths.shape)}: give (datasets, draws, dim) and "
+            "(datasets, dim)."
         )
     _check_sizes(samples.shape[0], samples.shape[1])
     _check_finite("samples", samples)
