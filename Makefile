@@ -38,6 +38,14 @@ benchmark: $(STAMP)
 	mkdir -p benchmarks/results
 	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --threads 2 \
 		--json benchmarks/results/patchnr-superresolution.json --csv benchmarks/results/patchnr-superresolution.csv
+	$(BIN)/patchflow benchmark snf-mixture --threads 1 \
+		--json benchmarks/results/snf-mixture.json --csv benchmarks/results/snf-mixture.csv
+	$(BIN)/patchflow benchmark snf-scatterometry --data $(DATA) --threads 1 \
+		--json benchmarks/results/snf-scatterometry.json --csv benchmarks/results/snf-scatterometry.csv
+	$(BIN)/patchflow benchmark sbibm --data $(DATA) --threads 1 \
+		--json benchmarks/results/sbibm.json --csv benchmarks/results/sbibm.csv
+	$(BIN)/python benchmarks/snf_speed.py
+	$(BIN)/python benchmarks/talk_examples.py
 	$(BIN)/python benchmarks/patch_gradient.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training.py --data $(DATA)

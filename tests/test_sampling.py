@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
+from patchflow.chains.adaptation import adapt
 from patchflow.chains.bijections import AffineCoupling
 from patchflow.chains.flow import Flow
 from patchflow.chains.kernel import Chain
@@ -14,8 +15,9 @@ from patchflow.chains.proposals import LangevinProposal, RandomWalk
 from patchflow.chains.stochastic import Metropolis
 from patchflow.energy import Energy, Interpolation
 from patchflow.errors import InputError, NumericalError
+from patchflow.fit import fit
 from patchflow.learn_posterior import fit_layerwise, learn_posterior
-from patchflow.posterior_models import conditional_snf
+from patchflow.posterior_models import conditional_snf, interleaved_snf, joint_batches
 from patchflow.priors.gaussian import Gaussian, StandardNormal
 from patchflow.priors.mixture import GaussianMixture
 from patchflow.priors.uniform import Uniform
@@ -215,3 +217,30 @@ def test_training_by_layers_reaches_the_target():
     assert float(after.logsumexp(0)) - math.log(4000) == pytest.approx(0, abs=0.05)
     with pytest.raises(InputError, match="Chain of several kernels"):
         fit_layerwise(Flow(latent, AffineCoupling(2)), lambda: (target.sample(8), None), steps=1)
+
+
+@pytest.mark.parametrize("mcmc", ["mala", "mh"])
+def test_the_interleaved_flow_learns_weights_steps_and_posterior(mcmc):
+    likelihood, _ = linear_problem()
+    prior = Gaussian(torch.zeros(2), torch.eye(2))
+    posterior = likelihood + prior
+    snf = interleaved_snf(
+        posterior, 2, 2, layers=2, couplings=1, hidden=16, mcmc=mcmc, step_size=0.1, learned=True
+    )
+    half = snf.chain[1].energy
+    start = float(half.weight.detach())
+    fit(snf, joint_batches(prior, likelihood, 256), steps=150, lr=5e-3, warmup=5)
+    assert float(half.weight) != start, "the interpolation weight is learned"
+    y = torch.tensor([[0.4, -0.3]])
+    rates = adapt(snf, lambda: joint_batches(prior, likelihood, 256)()[1])
+    assert all(0.4 < rate < 0.9 for rate in rates.values())
+    draws = sample_posterior(snf, 4000, y)
+    exact = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2)).posterior(
+        MATRIX, 0.5, y[0]
+    )
+    assert float((draws.x.mean(0) - exact.means[0]).abs().max()) < 0.1
+    marginal = MATRIX @ MATRIX.T + 0.25 * torch.eye(2)
+    expected = float(-Gaussian(torch.zeros(2), marginal)(y)[0])
+    value, error = draws.log_evidence
+    assert abs(value - expected) < 4.5 * error
+    assert error < 0.05

@@ -71,6 +71,7 @@ from patchflow.numerics.weights import log_evidence as log_evidence
 from patchflow.numerics.weights import pareto_smoothed as pareto_smoothed
 from patchflow.numerics.weights import resample as resample
 from patchflow.posterior_models import conditional_snf as conditional_snf
+from patchflow.posterior_models import interleaved_snf as interleaved_snf
 from patchflow.posterior_models import joint_batches as joint_batches
 from patchflow.posterior_models import load_posterior_model as load_posterior_model
 from patchflow.posterior_models import prepare as prepare

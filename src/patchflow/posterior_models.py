@@ -17,7 +17,7 @@ from patchflow.chains.kernel import Chain, Conditioned, Kernel
 from patchflow.chains.proposals import Independent, LangevinProposal, RandomWalk, StepSize
 from patchflow.chains.splines import SplineCoupling
 from patchflow.chains.stochastic import Metropolis
-from patchflow.energy import Density, Transported
+from patchflow.energy import Density, Energy, Interpolation, Transported
 from patchflow.errors import InputError
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.priors.gaussian import StandardNormal
@@ -107,6 +107,60 @@ def conditional_snf(
     for module in (likelihood, prior):
         module.requires_grad_(False)
     return flow
+
+
+def interleaved_snf(
+    posterior: Energy,
+    dim: int,
+    condition_dim: int,
+    *,
+    layers: int = 2,
+    couplings: int = 4,
+    hidden: int = 128,
+    mcmc: Literal["mala", "mh"] = "mala",
+    mcmc_steps: int = 3,
+    step_size: float = 1e-4,
+    learned: bool = False,
+) -> Flow:
+    r"""The published conditional SNF: affine couplings and Metropolis kernels in turn, annealed to the posterior.
+
+    The Metropolis kernels of layer :math:`k` of :math:`K` leave :math:`p_k \propto p_Z^{1 - k/K} p_{X|Y=y}^{k/K}`
+    invariant; their
+    step sizes depend on :math:`y` (see :func:`patchflow.adapt`). The last layer's are not trained through.
+
+    Args:
+        posterior: The energy of the posterior, likelihood plus prior; differentiable for ``"mala"``.
+        dim: Dimension of the parameters.
+        condition_dim: Number of values of a measurement.
+        layers: Blocks of couplings and Metropolis steps.
+        couplings: Couplings of a block.
+        hidden: Width of their networks.
+        mcmc: ``"mala"``, or ``"mh"`` for random walks.
+        mcmc_steps: Accept steps of a block.
+        step_size: Time step of MALA, or standard deviation of the random walk, before adaptation.
+        learned: Whether the interpolation weights of the inner blocks are learned.
+
+    Raises:
+        InputError: If a number is not positive.
+
+    References:
+        Hagemann, Hertrich, Steidl, "Stochastic normalizing flows for inverse problems: a Markov chains viewpoint",
+        2022, https://arxiv.org/abs/2109.11375
+    """
+    if min(layers, couplings) < 1:
+        raise InputError(f"Got {layers} layers of {couplings} couplings; use at least 1.")
+    latent, kernels = StandardNormal(dim), []
+    for layer in range(1, layers + 1):
+        kernels += [AffineCoupling(dim, condition_dim, hidden=hidden) for _ in range(couplings)]
+        last = layer == layers
+        target = (
+            posterior if last else Interpolation(latent, posterior, layer / layers, learned=learned)
+        )
+        step = StepSize(step_size, condition_dim)
+        proposal = LangevinProposal(step) if mcmc == "mala" else RandomWalk(step)
+        kernels.append(Metropolis(target, proposal, mcmc_steps))
+    posterior.requires_grad_(False)
+    return Flow(latent, Chain(*kernels), target=posterior)
 
 
 def _metropolis(
