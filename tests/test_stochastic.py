@@ -420,6 +420,19 @@ def test_checkpointing_changes_nothing_but_memory():
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_nested_and_checkpointed_kernels_are_seen():
+    target = Banana()
+    metropolis = Metropolis(target, RandomWalk(9.0), 2)
+    chain = Chain(
+        Chain(AffineCoupling(2, hidden=8), Langevin(target, 0.1)), Checkpointed(metropolis)
+    )
+    assert len(chain) == 3
+    snf = Flow(StandardNormal(2), chain, target=target).requires_grad_(False)
+    assert len(snf.trained) == 2
+    assert list(snf.walk(50).acceptance) == [2]
+    assert 0.4 < adapt(snf, lambda: None)[2] < 0.9
+
+
 def test_learned_interpolation_weight_has_a_gradient():
     energy = Interpolation(StandardNormal(2), Banana(), 0.3, learned=True)
     snf = Flow(StandardNormal(2), Metropolis(energy, RandomWalk(0.5)), target=Banana())

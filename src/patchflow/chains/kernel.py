@@ -134,11 +134,16 @@ class Kernel(nn.Module, ABC):
 
 
 class Chain(Kernel):
-    r"""Kernels one after another: :math:`K_1, \dots, K_T` forward, :math:`R_T, \dots, R_1` in reverse."""
+    r"""Kernels one after another: :math:`K_1, \dots, K_T` forward, :math:`R_T, \dots, R_1` in reverse.
+
+    A chain in a chain is unfolded, so that every kernel is seen by what walks, adapts or trains them one by one.
+    """
 
     def __init__(self, *kernels: Kernel) -> None:
         super().__init__()
-        self.kernels = nn.ModuleList(kernels)
+        self.kernels = nn.ModuleList()
+        for kernel in kernels:
+            self.kernels.extend(kernel.kernels if isinstance(kernel, Chain) else [kernel])
 
     def __len__(self) -> int:
         return len(self.kernels)
@@ -264,6 +269,17 @@ class Checkpointed(Kernel):
     def bijective(self) -> bool:
         """Whether the kernel is a bijection."""
         return self.kernel.bijective
+
+    @property
+    def invariant(self) -> Energy | None:
+        """What the kernel leaves invariant."""
+        return self.kernel.invariant
+
+    def walk(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> tuple[Step, Float[Tensor, " batch"] | None]:
+        """The kernel's own walk, with its graph: for sampling and adaptation."""
+        return self.kernel.walk(x, condition)
 
     def forward(self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None) -> Step:
         """Walk without keeping the graph; see :meth:`Kernel.forward`."""
