@@ -139,6 +139,19 @@ def test_round_trip_in_every_format(capsys):
     assert {path.name for path in Path("new").iterdir()} == {"p.html", "p.png"}
 
 
+def test_without_a_model(capsys):
+    run = ["sample", "y.csv", "--problem=oscillation.py", "--count=2000", "--truth=x.csv"]
+    assert main([*run, "-o", "a.nc"]) == 0
+    assert "difference walk" in capsys.readouterr().out
+    posterior = read_posterior("a.nc")
+    mean = posterior.samples.double().mean(0)
+    error = posterior.samples.double().std(0) / min(2000, posterior.ess) ** 0.5
+    assert ((mean - exact_mean()).abs() < 5 * error).all()
+    assert "Annealed from the prior" in Path("a.html").read_text()
+    for path in ("a.nc", "a.html", "a.png", "a.yaml"):
+        Path(path).unlink()
+
+
 def test_seed_and_configuration_repeat_a_run():
     def samples(path):
         return read_posterior(path).samples
@@ -396,7 +409,13 @@ def test_bad_arguments(capsys):
     refused(capsys, [*SAMPLE, "--report=no/r.html", "-o", "p.csv"], "folder no")
     refused(capsys, [*SAMPLE, "--report=y.csv", "-o", "p.csv"], "y.csv cannot be made")
     refused(capsys, [*SAMPLE, "--truth=y.csv", "-o", "p.csv"], "12 values but there are 2")
-    refused(capsys, ["sample", "y.csv", "--problem=oscillation.py"], "--model is required")
+    Path("t.csv").write_text("amplitude,rate\n1,2\n")
+    refused(capsys, [*SAMPLE, "--truth=t.csv", "-o", "p.csv"], "columns amplitude, rate but")
+    without = ["sample", "y.csv", "--problem=oscillation.py", "-o", "p.csv"]
+    refused(capsys, [*without, "--correct=none"], "give --model or leave them out")
+    refused(capsys, [*without, "--count=3"], "at least 20")
+    Path("y3.csv").write_text("1,2,3\n")
+    refused(capsys, ["sample", "y3.csv", *without[2:]], "3 values but the forward model gives 12")
     refused(capsys, [*CALIBRATE, "--datasets=19"], "--datasets is 19 but must be at least 20")
     refused(capsys, [*CALIBRATE, "--draws=1"], "--draws is 1")
     refused(capsys, [*CALIBRATE, "-o", "y.csv"], "y.csv cannot be made")

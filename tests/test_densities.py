@@ -167,6 +167,17 @@ def test_mixed_noise_integrates_to_one_and_is_drawn():
     assert abs(float(b.var()) / variance - 1) < 5 * math.sqrt(2 / len(b))
 
 
+def test_noise_of_each_value():
+    std = torch.tensor([0.5, 2.0, 1.0])
+    noise, a = GaussianNoise(std), torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    b, log_density = noise.draw(a)
+    law = torch.distributions.Normal(a, std)
+    torch.testing.assert_close(log_density, law.log_prob(b).sum(1))
+    torch.testing.assert_close(noise.log_prob(a, a), law.log_prob(a).sum(1))
+    drawn = noise.draw(a[:1].expand(20_000, 3))[0]
+    assert ((drawn.std(0) / std - 1).abs() < 5 / math.sqrt(40_000)).all()
+
+
 def test_features_are_injective_scores():
     features = NormalScores(3)
     y = torch.stack(
@@ -248,6 +259,7 @@ def test_numpy_models_work_without_gradients_and_say_so():
         (lambda: Uniform(0.0, 1.0, wall=0.0), "wall is 0.0"),
         (lambda: Uniform(torch.zeros(2), torch.ones(3)), "does not fit"),
         (lambda: MixedNoise(0.1, 0.0), "noise levels"),
+        (lambda: GaussianNoise(torch.tensor([0.1, 0.0])), "must be positive"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(3, 2), torch.ones(3, 2)), "do not fit"),
         (lambda: GaussianMixture(torch.ones(1), torch.zeros(1, 2), -torch.ones(1, 2)), "definite"),
         (lambda: mixture().posterior(torch.eye(3), 0.1, torch.zeros(3)), "does not map"),

@@ -97,6 +97,25 @@ def test_annealing_reports_what_is_wrong():
         anneal(Broken(), prior, y, particles=50)
     with pytest.raises(InputError, match="5 particles"):
         anneal(prior, prior, y, particles=5)
+    likelihood, mixture = linear_problem()
+    posterior, y = likelihood + mixture, torch.zeros(1, 2)
+    with pytest.raises(InputError, match="1 values that are not finite"):
+        anneal(posterior, mixture, torch.tensor([[math.nan, 0.0]]))
+    with pytest.raises(InputError, match="1 values but the forward model gives 2"):
+        anneal(posterior, mixture, y[:, :1])
+    with pytest.raises(InputError, match="shape .2,."):
+        inspect.unwrap(anneal)(posterior, mixture, y[0])
+    with pytest.raises(InputError, match="add the prior"):
+        anneal(likelihood, mixture, y)
+
+
+def test_annealed_effective_sample_size():
+    likelihood, prior = linear_problem()
+    y = torch.tensor([[0.2, 0.4]])
+    mixed = anneal(likelihood + prior, prior, y, particles=1000)
+    stuck = anneal(likelihood + prior, prior, y, particles=1000, moves=1, final_moves=1)
+    assert 500 < mixed.ess <= 1000
+    assert stuck.ess < 0.9 * mixed.ess
 
 
 def coarse_flow() -> tuple[Flow, GaussianMixture, torch.Tensor]:
@@ -133,6 +152,15 @@ def test_collapsed_weights_are_reported():
     assert "draw more samples" in draws.warnings[0]
 
 
+def test_a_layer_that_accepts_nothing_is_reported():
+    likelihood, prior = linear_problem()
+    start = Gaussian(torch.tensor([3.0, 3.0]), 0.01 * torch.eye(2))
+    hopeless = Metropolis(likelihood + prior, RandomWalk(1000.0), 2)
+    flow = Flow(start, Chain(hopeless), target=likelihood + prior)
+    draws = sample_posterior(flow, 500, torch.tensor([[0.2, 0.4]]))
+    assert "accepts 0 % of its steps" in draws.warnings[-1]
+
+
 def test_bad_measurements():
     flow, _, y = coarse_flow()
     with pytest.raises(InputError, match="number of samples is 0"):
@@ -141,6 +169,7 @@ def test_bad_measurements():
         sample_posterior(flow, 5, torch.tensor([[math.nan, 0.0]]))
     # Without the checks of shapes and choices that run under pytest only.
     unchecked = inspect.unwrap(sample_posterior)
+    assert unchecked(flow, 5, y.numpy()).x.shape == (5, 2)
     with pytest.raises(InputError, match=r"shape \(2, 2\)"):
         unchecked(flow, 5, torch.zeros(2, 2))
     with pytest.raises(InputError, match="no correction 'magic'"):

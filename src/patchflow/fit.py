@@ -142,7 +142,8 @@ def fit(
             run.advance(batches(), lr * rate)
             if run.step % _REPORT_EVERY == 0:
                 bar.update(run.step - bar.n)
-                bar.set_postfix(loss=f"{run.losses[-1]:.2f}", best=f"{run.best:.2f}", refresh=False)
+                shown = {} if math.isnan(run.best) else {"best": f"{run.best:.2f}"}
+                bar.set_postfix(shown, loss=f"{run.losses[-1]:.2f}", refresh=False)
             if validate is not None and (run.step % validate_every == 0 or run.step == steps):
                 run.record(validate)
                 if patience is not None and run.since_best >= patience:

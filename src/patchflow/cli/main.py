@@ -15,8 +15,9 @@ from patchflow.cli.calibration import calibrate
 from patchflow.cli.config import expand_config
 from patchflow.cli.demo import demo
 from patchflow.cli.info import info
-from patchflow.cli.posterior import sample, train_conditional_snf
+from patchflow.cli.posterior import train_conditional_snf
 from patchflow.cli.reconstruct import reconstruct
+from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.errors import InputError, NumericalError

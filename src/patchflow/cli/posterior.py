@@ -1,42 +1,22 @@
-"""``patchflow train conditional-snf`` and ``patchflow sample``: posteriors of the parameters of a simulator."""
+"""``patchflow train conditional-snf``: learn the posteriors of the parameters of a simulator."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from patchflow.chains.features import NormalScores
-from patchflow.chains.flow import Flow
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, output_folder
+from patchflow.cli.options import check_output
 from patchflow.cli.posterior_problem import (
-    Problem,
     at_least,
-    given,
-    load_fitting,
     load_problem,
-    model_data_dim,
-    read_values,
 )
 from patchflow.errors import InputError, NumericalError
-from patchflow.io.atomic import existing_file, write_bytes
-from patchflow.io.checkpoint import read_header
-from patchflow.io.posterior import Posterior, check_posterior_path, write_posterior
+from patchflow.io.atomic import existing_file
 from patchflow.learn_posterior import learn_posterior
 from patchflow.posterior_models import conditional_snf, save_posterior_model
-from patchflow.posterior_report import corner_plot, summary_text, write_posterior_report
-from patchflow.report import versions
-from patchflow.uncertainty.evidence import Correction, sample_posterior
-
-# Walks per sample of each correction.
-_EFFORT = {"none": 1, "resample": 4, "metropolis": 20}
-# Beyond the first and last of 64 quantiles (2.4) a score counts standard deviations of the simulations.
-_FAR = 6.0
 
 
 def train_conditional_snf(
@@ -157,130 +137,3 @@ def train_conditional_snf(
         )
     else:
         state.unlink(missing_ok=True)
-
-
-def sample(
-    measurement: str,
-    *,
-    problem: str,
-    model: str,
-    output: str = "posterior.nc",
-    count: int = 10_000,
-    correct: Correction = "resample",
-    effort: int | None = None,
-    truth: str | None = None,
-    report: str | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-) -> None:
-    """Sample the posterior of a measurement with a model of patchflow train conditional-snf.
-
-    Writes the samples, an HTML report and the corner plot (.png), and the configuration (.yaml) that repeats the run.
-
-    Args:
-        measurement: The measured values: a .csv file with one row or one column, with or without a header, or .npy.
-        problem: The Python file of the training.
-        model: The model file.
-        output: File to write; also -o: .nc (NetCDF, as ArviZ reads it), .csv or .npy.
-        count: Number of samples; also -n.
-        correct: none: weighted samples; resample: draw from them by their weights; metropolis: each sample is the end
-            of a Markov chain of whole walks.
-        effort: Walks per sample; 4 for resample, 20 for metropolis.
-        truth: The true parameters, if known, for the plots: .csv or .npy.
-        report: Folder or .html file for the report; by default beside the output.
-        seed: Random seed.
-        threads: Number of threads; by default all cores.
-    """
-    settings = dict(locals())
-    target = Path(output)
-    check_output(target, (".nc", ".csv", ".npy"))
-    check_posterior_path(target)
-    page = _page(target, report)
-    for path in filter(None, (measurement, truth)):
-        if Path(path).resolve() in (target.resolve(), target.with_suffix(".weights.npy").resolve()):
-            raise InputError(f"The output {target} would overwrite {path}; choose another name.")
-    at_least(1, {"count": count} if effort is None else {"count": count, "effort": effort})
-    if effort is not None and correct == "none":
-        raise InputError("--effort needs a correction; add --correct resample or metropolis.")
-    y, _ = read_values(measurement, "measurement")
-    if len(y) != (needed := model_data_dim(model)):
-        raise InputError(
-            f"The measurement {measurement} has {len(y)} values but {model} was learned for {needed}; give a "
-            "measurement of the same experiment, or train a model for this one."
-        )
-    found = load_problem(problem, seed=seed, threads=threads)
-    # The file may have chosen double precision.
-    y = y.to(torch.get_default_dtype())
-    flow, warnings = load_fitting(model, found)
-    x_true = None if truth is None else _truth(truth, found)
-    if page.parent != target.parent:
-        output_folder(str(page.parent))
-    warnings += _unusual(flow, y, measurement)
-    walks = _EFFORT[correct] if effort is None else effort
-    draws = sample_posterior(flow, count, y[None], correct=correct, effort=walks)
-    # The report itself says what the weights say.
-    notes = list(warnings)
-    warnings += draws.warnings
-    if draws.warnings:
-        remedy = (
-            "What helps the samples: a longer training (patchflow train conditional-snf --steps), or --correct "
-            "metropolis with more --effort."
-        )
-        warnings.append(remedy)
-        notes.append(remedy)
-    kernel = str(read_header(model).arguments.get("mcmc", "layer"))
-    command = command_line("sample", settings, "measurement")
-    posterior = Posterior(
-        draws.x,
-        draws.log_weights,
-        found.names,
-        y,
-        log_evidence=draws.log_evidence,
-        # Of all walks, whichever way the samples were made of them.
-        ess=draws.ess * count * walks,
-        k_hat=draws.k_hat,
-        acceptance=dict(zip([kernel], draws.acceptance.values(), strict=False)),
-        settings={"command": command, **given(settings), "versions": versions()},
-    )
-    write_posterior(target, posterior)
-    write_config(target.with_suffix(".yaml"), "sample", settings)
-    title = f"Posterior of {Path(measurement).name}"
-    write_posterior_report(page, posterior, title=title, command=command, truth=x_true, notes=notes)
-    picture = page.with_suffix(".png")
-    write_bytes(picture, corner_plot(posterior, x_true))
-    for warning in warnings:
-        print(f"patchflow: warning: {warning}", file=sys.stderr)
-    print(f"{summary_text(posterior)}\n\n{target}, {page}, {picture}")
-
-
-def _page(target: Path, report: str | None) -> Path:
-    if report is None:
-        return target.with_suffix(".html")
-    if report.lower().endswith(".html"):
-        check_output(Path(report), (".html",))
-        return Path(report)
-    return Path(report) / f"{target.stem}.html"
-
-
-def _truth(path: str, problem: Problem) -> Sequence[float]:
-    values, titles = read_values(path, "truth")
-    names = list(problem.names)
-    if len(values) != len(names):
-        raise InputError(
-            f"The truth {path} has {len(values)} values but there are {len(names)} parameters "
-            f"({', '.join(names)}); give one each."
-        )
-    by_title = dict(zip(titles, values.tolist(), strict=False))
-    # A header with the names of the parameters may have them in another order.
-    return [by_title[name] for name in names] if set(titles) == set(names) else values.tolist()
-
-
-def _unusual(flow: Flow, y: Tensor, path: str) -> list[str]:
-    features = next(module for module in flow.modules() if isinstance(module, NormalScores))
-    far = (features(y[None])[0].abs() > _FAR).nonzero()[:, 0].tolist()
-    if not far:
-        return []
-    return [
-        f"Value {far[0] + 1} of {path} ({float(y[far[0]]):g}) is far from all simulated measurements "
-        f"({len(far)} of {len(y)} values are): check the units, the prior and the forward model."
-    ]

@@ -86,7 +86,7 @@ class Settings:
             InputError: If it is not positive, or the file defines no likelihood.
         """
         if self.problem.endswith(".py"):
-            return float(self._from_file.noise.std)
+            return self._from_file.std
         if not self.noise > 0:
             raise InputError(
                 f"The noise is {self.noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
@@ -206,9 +206,14 @@ def _linear_likelihood(path: str) -> GaussianLikelihood:
     if isinstance(likelihood, GaussianLikelihood):
         return likelihood
     operator, law = likelihood.operator, likelihood.noise
-    if not isinstance(operator, LinearOperator) or not isinstance(law, GaussianNoise):
+    if (
+        not isinstance(operator, LinearOperator)
+        or not isinstance(law, GaussianNoise)
+        or isinstance(law.std, torch.Tensor)
+    ):
         raise InputError(
             f"The likelihood in {path} has a {type(operator).__name__} with {type(law).__name__}, but this command "
-            "needs a LinearOperator with GaussianNoise; use the Python interface (patchflow.minimize) for others."
+            "needs a LinearOperator with GaussianNoise of one level; use the Python interface (patchflow.minimize) for "
+            "others."
         )
     return GaussianLikelihood(operator, law.std)

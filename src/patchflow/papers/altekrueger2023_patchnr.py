@@ -90,7 +90,7 @@ def reconstruct(
         progress: Show a progress line.
     """
     if weight is None:
-        shape, noise = likelihood.operator.domain_shape, float(likelihood.noise.std)
+        shape, noise = likelihood.operator.domain_shape, likelihood.std
         weight = weight_of_lambda(shape, noise=noise, size=prior.size)
     return variational.reconstruct(
         likelihood,

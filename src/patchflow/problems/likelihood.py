@@ -13,24 +13,37 @@ from patchflow.energy import Conditional, Energy, Proximable
 from patchflow.errors import InputError
 from patchflow.problems.operator import LinearOperator
 
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
 
 class GaussianNoise(Conditional):
     r"""Additive noise, :math:`b = a + \sigma \xi` with :math:`\xi \sim N(0, I)`.
 
     Args:
-        std: The standard deviation :math:`\sigma`, in the units of the measurement.
+        std: The standard deviation :math:`\sigma`, in the units of the measurement: a number, or a tensor of one
+            for each value of a measurement.
 
     Raises:
-        InputError: If ``std`` is not positive.
+        InputError: If ``std`` is not positive and finite, or neither a number nor a tensor.
     """
 
-    def __init__(self, std: float | int) -> None:
+    std: float | int | Tensor
+
+    def __init__(self, std: float | int | Tensor) -> None:
         super().__init__()
-        if not 0 < std < math.inf:
+        if not isinstance(std, (float, int, Tensor)):
+            raise InputError(
+                f"The noise level is a {type(std).__name__}; give a number or a tensor (torch.as_tensor)."
+            )
+        levels = torch.as_tensor(std)
+        if not bool(((levels > 0) & levels.isfinite()).all()):
             raise InputError(
                 f"The noise level is {std} but must be positive and finite; for exact data use their rounding error."
             )
-        self.std = std
+        if isinstance(std, Tensor):
+            self.register_buffer("std", std.detach().clone())
+        else:
+            self.std = std
 
     def draw(self, a: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add noise; see :meth:`Conditional.draw`."""
@@ -42,7 +55,8 @@ class GaussianNoise(Conditional):
     ) -> Float[Tensor, " batch"]:
         """The normalised log-density; see :meth:`Conditional.log_prob`."""
         residual = ((b - a) / self.std).flatten(1)
-        constant = residual.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        level = torch.as_tensor(self.std, dtype=a.dtype, device=a.device)
+        constant = level.log().expand(b.shape[1:]).sum() + residual.shape[1] * _HALF_LOG_2PI
         return -0.5 * residual.square().sum(1) - constant
 
 
@@ -126,10 +140,10 @@ class GaussianLikelihood(Likelihood, Proximable):
     """
 
     operator: LinearOperator
-    noise: GaussianNoise
 
     def __init__(self, operator: LinearOperator, std: float | int) -> None:
         super().__init__(operator, GaussianNoise(std))
+        self.std = float(std)
 
     def prox(
         self,
@@ -138,7 +152,7 @@ class GaussianLikelihood(Likelihood, Proximable):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
-        rho = self.noise.std**2 / step
+        rho = self.std**2 / step
         return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho)
 
 

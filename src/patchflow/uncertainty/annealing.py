@@ -22,6 +22,7 @@ from patchflow.chains.proposals import DifferenceWalk
 from patchflow.chains.stochastic import Metropolis
 from patchflow.energy import Density, Energy, Transported
 from patchflow.errors import InputError, NumericalError
+from patchflow.problems.likelihood import Likelihood
 
 # Most temperatures: a posterior that needs more is out of reach of its start.
 _LIMIT = 200
@@ -36,6 +37,8 @@ class Annealed(NamedTuple):
         log_evidence: :math:`\\log p(y)` of each measurement.
         standard_error: Its standard error as if the particles were independent at each temperature; those of separated
             modes are not, and then it is too small. Repeat with other seeds where the evidence matters.
+        ess: Effective sample size of each posterior's particles. Resampling makes copies, which count once as far
+            as the walks that follow leave them correlated with what they were; optimistic for separated modes, too.
         temperatures: The number of temperatures.
         evaluations: Evaluations of the posterior in all.
         acceptance: Mean acceptance probability at the last temperature.
@@ -44,6 +47,7 @@ class Annealed(NamedTuple):
     x: Float[Tensor, "measurements particles dim"]
     log_evidence: Float[Tensor, " measurements"]
     standard_error: Float[Tensor, " measurements"]
+    ess: Float[Tensor, " measurements"]
     temperatures: int
     evaluations: int
     acceptance: float
@@ -79,7 +83,8 @@ def anneal(
         threshold: Effective sample size that sets the next temperature, as a share.
 
     Raises:
-        InputError: If a number is out of range, or the start has no exact density.
+        InputError: If a number is out of range, the start has no exact density, the posterior lacks the prior, or the
+            measurements do not fit.
         NumericalError: If the posterior is nan, or zero at all particles, or out of reach.
     """
     if particles < 20 or min(pool, moves, final_moves) < 1 or not 0 < threshold < 1:
@@ -87,8 +92,8 @@ def anneal(
             f"Got {particles} particles from {pool} times as many, {moves} and {final_moves} moves and the threshold "
             f"{threshold}; use at least 20, 1, 1, 1, and a share between 0 and 1."
         )
-    if not start.exact:
-        raise InputError("Annealing needs the exact density of its start; give the bijective part.")
+    y = torch.as_tensor(y)
+    _check_problem(posterior, start, y)
     groups, size = len(y), pool * particles
     condition = y.repeat_interleave(size, 0)
     coordinates = FromNormal(start) if isinstance(start, Transported) else None
@@ -99,6 +104,8 @@ def anneal(
         first, posterior = Pulled(start, coordinates), Pulled(posterior, coordinates)
     level = x.new_zeros(groups, dtype=torch.float64)
     evidence, variance = torch.zeros_like(level), torch.zeros_like(level)
+    # The variance of a mean, relative to that of independent particles.
+    inflation = torch.ones_like(level)
     scale, evaluations, stages, accepted = 1.0, 0, 0, 0.0
     while (level < 1).any():
         stages += 1
@@ -114,13 +121,17 @@ def anneal(
         evidence += weights.logsumexp(1) - math.log(weights.shape[1])
         variance += relative.var(1) / weights.shape[1]
         evaluations += len(x)
-        x = x[_systematic(relative, particles)]
+        picks = _systematic(relative, particles)
+        copies = picks.bincount(minlength=len(x)).view(groups, -1).double()
+        x, inflation = x[picks], inflation * copies.square().sum(1) / particles
         condition = y.repeat_interleave(particles, 0)
         level = torch.where(level + step > 1 - 1e-9, 1.0, level + step)
         target = _Tempered(first, posterior, level.repeat_interleave(particles))
         walk = DifferenceWalk(x.view(groups, particles, -1), scale)
         count = final_moves if (level == 1).all() else moves
         moved, rate = Metropolis(target, walk, count).walk(x, condition)
+        kept = _correlation(x.view(groups, particles, -1), moved.x.view(groups, particles, -1))
+        inflation = 1 + kept.square() * (inflation - 1)
         x, accepted = moved.x, rate.mean().item()
         evaluations += len(x) * (count + 1)
         # Too long steps are shortened at the next temperature, too short ones lengthened.
@@ -128,7 +139,39 @@ def anneal(
     if coordinates is not None:
         x = coordinates(x).x
     x = x.view(groups, particles, -1)
-    return Annealed(x, evidence, variance.sqrt(), stages, evaluations, accepted)
+    return Annealed(
+        x, evidence, variance.sqrt(), particles / inflation, stages, evaluations, accepted
+    )
+
+
+def _check_problem(posterior: Energy, start: Density, y: Tensor) -> None:
+    if isinstance(posterior, Likelihood):
+        raise InputError("The posterior is a likelihood alone; add the prior: likelihood + prior.")
+    if not isinstance(start, Density):
+        raise InputError(
+            f"The start is a {type(start).__name__} but must be a density, such as the prior."
+        )
+    if not start.exact:
+        raise InputError("Annealing needs the exact density of its start; give the bijective part.")
+    if y.ndim != 2 or not y.isfinite().all():
+        raise InputError(
+            f"The measurements have the shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} values that are not "
+            "finite; give a row of finite numbers for each: y[None] of a vector y."
+        )
+    for likelihood in (part for part in posterior.modules() if isinstance(part, Likelihood)):
+        simulated = likelihood.simulate(start.sample(1, y[:1])).shape[1]
+        if simulated != y.shape[1]:
+            raise InputError(
+                f"A measurement has {y.shape[1]} values but the forward model gives {simulated}; measurements are rows."
+            )
+
+
+def _correlation(before: Tensor, after: Tensor) -> Float[Tensor, " groups"]:
+    """The largest correlation of a coordinate before a walk and after it, over the particles of each group."""
+    first, second = before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True)
+    scale = (first.square().mean(1) * second.square().mean(1)).sqrt()
+    correlation = (first * second).mean(1) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    return correlation.abs().amax(1).clamp_max(1).double()
 
 
 class _Tempered(Energy):

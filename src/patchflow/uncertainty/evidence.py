@@ -22,6 +22,8 @@ from patchflow.numerics.weights import (
 Correction = Literal["none", "resample", "metropolis"]
 # Walks at a time: large enough for full speed, small enough for the cache.
 _BLOCK = 16_384
+# Below this acceptance a layer does nothing.
+_STUCK = 0.01
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,14 @@ def sample_posterior(
         raise InputError(f"The number of samples is {count} but must be at least 1.")
     if correct not in ("none", "resample", "metropolis"):
         raise InputError(f"There is no correction {correct!r}; use none, resample or metropolis.")
+    y = torch.as_tensor(y)
     if y.ndim != 2 or len(y) != 1 or not y.isfinite().all():
         raise InputError(
             f"The measurement has the shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} values that are not "
-            "finite; give one row of finite numbers."
+            "finite; give one row of finite numbers: y[None] of a vector y."
         )
+    # An array of NumPy is in double precision, whatever the flow is in.
+    y = y.to(next((p.dtype for p in flow.parameters() if p.is_floating_point()), y.dtype))
     effort = (20 if correct == "metropolis" else 4) if effort is None else effort
     if effort < 1:
         raise InputError(f"The effort is {effort} walks per sample but must be at least 1.")
@@ -91,7 +96,7 @@ def sample_posterior(
     smoothed, k_hat = pareto_smoothed(log_weights)
     evidence = log_evidence(log_weights)
     share = float(effective_sample_size(log_weights)) / total
-    warnings = log_weight_warnings(log_weights)
+    warnings = log_weight_warnings(log_weights) + _stuck(acceptance)
     if correct == "resample":
         x = x[resample(smoothed, count)]
     elif correct == "metropolis":
@@ -104,6 +109,16 @@ def sample_posterior(
     if correct != "none":
         log_weights = x.new_zeros(count)
     return Draws(x, log_weights, evidence, share, k_hat, acceptance, warnings)
+
+
+def _stuck(acceptance: dict[int, float]) -> list[str]:
+    stuck = [f"{100 * rate:.1g} %" for rate in acceptance.values() if rate < _STUCK]
+    if not stuck:
+        return []
+    return [
+        f"A layer accepts {stuck[0]} of its steps at this measurement, so the samples are where the flow put them, and "
+        "the evidence may be far off however small its error: anneal instead, or train longer."
+    ]
 
 
 def _walks(flow: Flow, count: int, y: Tensor) -> tuple[Tensor, Tensor, dict[int, float]]:
