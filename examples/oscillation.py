@@ -1,10 +1,11 @@
 """A problem file of the command line: frequency and damping of an oscillation, from 12 noisy values.
 
-    patchflow train conditional-snf --problem oscillation.py -o snf.safetensors
+    python oscillation.py
+    patchflow train conditional-snf --problem oscillation.py --steps 300 -o snf.safetensors
     patchflow sample y.csv --problem oscillation.py --model snf.safetensors -n 10000 -o posterior.nc
     patchflow calibrate --problem oscillation.py --model snf.safetensors -o calibration
 
-Run as a script it writes a simulated measurement, y.csv, and the true parameters, x.csv.
+The first line writes a simulated measurement, y.csv, and the true parameters, x.csv.
 """
 
 import numpy as np

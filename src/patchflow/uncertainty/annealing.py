@@ -34,7 +34,7 @@ class Annealed(NamedTuple):
 
     Attributes:
         x: Samples of each posterior, (measurements, particles, dim).
-        log_evidence: :math:`\\log p(y)` of each measurement.
+        log_evidence: :math:`\log p(y)` of each measurement.
         standard_error: Its standard error as if the particles were independent at each temperature; those of separated
             modes are not, and then it is too small. Repeat with other seeds where the evidence matters.
         ess: Effective sample size of each posterior's particles. Resampling makes copies, which count once as far
@@ -68,8 +68,8 @@ def anneal(
     r"""Anneal particles from ``start`` to :math:`p(x \mid y)`, for each measurement by itself but all at a time.
 
     With :math:`E_t = (1 - t) E_{start} + t E`: raise :math:`t` until the effective sample size falls to
-    ``threshold`` of the
-    particles, resample, walk ``moves`` Metropolis steps along differences of particles; until :math:`t = 1`.
+    ``threshold`` of the particles, resample, walk ``moves`` Metropolis steps along differences of particles; until
+    :math:`t = 1`.
 
     Args:
         posterior: The energy :math:`E(x \mid y)`, likelihood plus prior; no gradient is needed.
