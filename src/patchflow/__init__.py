@@ -86,10 +86,13 @@ from patchflow.priors.patch import PatchPrior as PatchPrior
 from patchflow.priors.student import StudentMixture as StudentMixture
 from patchflow.priors.uniform import Uniform as Uniform
 from patchflow.priors.variation import TotalVariation as TotalVariation
+from patchflow.problems.attenuation import from_hounsfield as from_hounsfield
+from patchflow.problems.attenuation import to_hounsfield as to_hounsfield
 from patchflow.problems.blur import Blur as Blur
 from patchflow.problems.blur import downsample as downsample
 from patchflow.problems.blur import gaussian_kernel as gaussian_kernel
 from patchflow.problems.external import NumpyModel as NumpyModel
+from patchflow.problems.fan_beam import FanBeam as FanBeam
 from patchflow.problems.likelihood import GaussianLikelihood as GaussianLikelihood
 from patchflow.problems.likelihood import GaussianNoise as GaussianNoise
 from patchflow.problems.likelihood import Likelihood as Likelihood
@@ -99,8 +102,11 @@ from patchflow.problems.operator import LinearOperator as LinearOperator
 from patchflow.problems.operator import Operator as Operator
 from patchflow.problems.operator import adjoint_error as adjoint_error
 from patchflow.problems.operator import operator_norm as operator_norm
+from patchflow.problems.poisson import CountWeightedNoise as CountWeightedNoise
+from patchflow.problems.poisson import PoissonNoise as PoissonNoise
 from patchflow.problems.sampling import Mask as Mask
 from patchflow.problems.sampling import Subsample as Subsample
+from patchflow.problems.tomography import ParallelBeam as ParallelBeam
 from patchflow.sample_metrics import c2st as c2st
 from patchflow.sample_metrics import wasserstein1 as wasserstein1
 from patchflow.solution import Solution as Solution
