@@ -41,6 +41,11 @@ TRAINING_LR = 1e-4
 # Pixels removed on each side before the metrics are taken.
 CROP = 40
 
+# Computed tomography: the weight of the mean over patches against the Poisson likelihood in nats, and the reflected
+# pixels around the image.
+CT_LAMBDA = 700.0
+CT_PADDING = 4
+
 # Super-resolution of the material, x4, means over 100 images; SSIM with data range 1.
 PUBLISHED = {
     "bicubic": {"psnr": 25.63, "ssim": 0.699, "lpips": 0.406},
@@ -66,6 +71,19 @@ def weight_of_lambda(
     """
     rows, columns = grid_shape(shape, size)
     return lam / (2 * noise**2) * size**2 / (rows * columns)
+
+
+def weight_of_mean(lam: float, shape: tuple[int, int], prior: PatchPrior) -> float:
+    r"""The library's weight :math:`w = \lambda p^2 / N` where the data term of the paper is in nats.
+
+    Args:
+        lam: The paper's :math:`\lambda`, the weight of the mean over patches.
+        shape: Height and width of the reconstructed image.
+        prior: The patch prior, for its patch size and padding.
+    """
+    height, width = (extent + 2 * prior.padding for extent in shape)
+    rows, columns = grid_shape((height, width), prior.size)
+    return lam * prior.size**2 / (rows * columns)
 
 
 def reconstruct(

@@ -3,6 +3,7 @@ r"""Likelihoods: a forward model and a noise model, as an energy :math:`E(x \mid
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,27 @@ from patchflow.problems.operator import LinearOperator
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class GaussianNoise(Conditional):
+class ProximableNoise(Conditional):
+    r"""A noise whose energy :math:`D(a) = -\log p(b \mid a)` is convex, with a proximal map value by value."""
+
+    @abstractmethod
+    def prox(
+        self, v: Float[Tensor, "batch *event"], step: float | int, b: Tensor
+    ) -> Float[Tensor, "batch *event"]:
+        r"""Solve :math:`\arg\min_a \; D(a) + \tfrac{1}{2\tau} \|a - v\|^2`.
+
+        Args:
+            v: Points in the space of measurements.
+            step: The step :math:`\tau`.
+            b: The measurement.
+        """
+
+    @abstractmethod
+    def precision(self, b: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """The curvature of D in each value where a equals the measurement: one over the variance."""
+
+
+class GaussianNoise(ProximableNoise):
     r"""Additive noise, :math:`b = a + \sigma \xi` with :math:`\xi \sim N(0, I)`.
 
     Args:
@@ -58,6 +79,16 @@ class GaussianNoise(Conditional):
         level = torch.as_tensor(self.std, dtype=a.dtype, device=a.device)
         constant = level.log().expand(b.shape[1:]).sum() + residual.shape[1] * _HALF_LOG_2PI
         return -0.5 * residual.square().sum(1) - constant
+
+    def prox(
+        self, v: Float[Tensor, "batch *event"], step: float | int, b: Tensor
+    ) -> Float[Tensor, "batch *event"]:
+        """A weighted mean of ``v`` and ``b``; see :meth:`ProximableNoise.prox`."""
+        return v + step * (b - v) / (step + self.std**2)
+
+    def precision(self, b: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """See :meth:`ProximableNoise.precision`."""
+        return torch.ones_like(b) / self.std**2
 
 
 class MixedNoise(Conditional):

@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +26,30 @@ class Projector(LinearOperator):
         """Backproject; see :meth:`LinearOperator.adjoint`."""
         check_sinogram(y, self.range_shape)
         return apply_linear(y, self._back, self._there)
+
+    def normal_spectrum(self, shape: Shape) -> Float[Tensor, "height half"]:
+        r"""The Fourier factors of :math:`A^\top A` in a large image, for ``rfft2`` on a grid of this shape.
+
+        They are :math:`c / |\xi|`, with :math:`c` fitted to the operator.
+        """
+        return self._spectrum(shape, torch.ones(()))
+
+    def _spectrum(self, shape: Shape, coverage: Tensor) -> Tensor:
+        k0 = 2 * math.pi * torch.fft.fftfreq(shape[0], dtype=torch.float64)[:, None]
+        k1 = 2 * math.pi * torch.fft.rfftfreq(shape[1], dtype=torch.float64)
+        # The lowest frequency of the image itself bounds what it can tell of those below.
+        factors = coverage / torch.hypot(k0, k1).clamp_min(math.pi / max(self.domain_shape))
+        height, width = self.domain_shape
+
+        def apply(x: Tensor) -> Tensor:
+            spread = torch.fft.irfft2(factors * torch.fft.rfft2(x, s=shape), s=shape)
+            return spread[..., :height, :width]
+
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn((1, 1, height, width), generator=generator, dtype=torch.float64)
+        # Smooth, because the interpolation along the rays damps what is not.
+        smooth = apply(noise)
+        return factors * (self(smooth).square().sum() / (apply(smooth) * smooth).sum())
 
     def _there(self, x: Tensor) -> Tensor:
         result = self.project(x.reshape(-1, *self.domain_shape))

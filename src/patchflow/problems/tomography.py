@@ -33,6 +33,8 @@ from patchflow.problems.projector import Projector, check_geometry, check_sinogr
 GIB = 2**30
 # Default for the sparse matrices; LoDoPaB's geometry takes 0.45 GiB in float32.
 MEMORY_LIMIT = 2 * GIB
+# Zero in an infinite image. Measured in limited-angle total variation: 0.1 needs half the steps of 0.01 or 1.
+_UNMEASURED = 0.1
 # Columns of a product with a sparse matrix: measured, 16 cost 1.7 times as much as 8, 64 cost 30 times.
 _COLUMNS = 16
 
@@ -147,6 +149,19 @@ class ParallelBeam(Projector):
     def initial(self, y: Tensor) -> Tensor:
         """Filtered backprojection with the Hann window up to 0.64 of the highest frequency."""
         return self.filtered_backprojection(y, frequency_scaling=0.641025641025641)
+
+    def normal_spectrum(self, shape: Shape) -> Tensor:
+        """See :meth:`Projector.normal_spectrum`; directions that were not measured keep a tenth."""
+        k0 = torch.fft.fftfreq(shape[0], dtype=torch.float64)[:, None]
+        k1 = torch.fft.rfftfreq(shape[1], dtype=torch.float64)
+        direction = torch.atan2(k1, k0) % math.pi
+        measured = (self.angles % math.pi).sort().values
+        # From each direction to its neighbours among the angles, around the half turn.
+        measured = torch.cat((measured[-1:] - math.pi, measured, measured[:1] + math.pi))
+        after = torch.searchsorted(measured, direction).clamp(1, len(measured) - 1)
+        distance = torch.minimum(direction - measured[after - 1], measured[after] - direction)
+        near = distance <= 2 * measured.diff().median()
+        return self._spectrum(shape, torch.where(near, 1.0, _UNMEASURED))
 
     def project(self, x: Tensor) -> Tensor:
         """Line integrals of images (images, height, width)."""
