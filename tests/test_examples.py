@@ -14,6 +14,7 @@ SHORT = {
     "own_operator.py": [],
     "posterior.py": ["--training=100"],
     "super_resolution.py": ["--training=200", "--steps=108"],
+    "tomography.py": ["--size=64", "--angles=60"],
 }
 
 

@@ -77,7 +77,7 @@ def read_series(paths: str | Path | Sequence[str | Path]) -> Series:
 
     Raises:
         InputError: A file is missing, damaged, not DICOM, compressed without a decoder for it, not
-        one grey image in Hounsfield units, or unlike the others; or two slices share their place.
+            one grey image in Hounsfield units, or unlike the others; or two slices share their place.
     """
     _pydicom()
     given = [paths] if isinstance(paths, (str, Path)) else paths
@@ -125,7 +125,7 @@ def write_series(
 
     Raises:
         InputError: As :func:`check_series_folder`; the shape is not the template's, a value is not
-        finite, the method cannot be a description, or the disk refuses. No file is left then.
+            finite, the method cannot be a description, or the disk refuses. No file is left then.
     """
     check_series_folder(folder)
     if hu.shape != template.hu.shape:

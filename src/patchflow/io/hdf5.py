@@ -54,7 +54,7 @@ def open_hdf5(path: str | Path, kind: str = "HDF5 file") -> Iterator[Any]:
 
     Raises:
         InputError: h5py is not installed, or the file is missing, a folder, not HDF5 or damaged, be
-        it only where the block reads it.
+            it only where the block reads it.
     """
     h5py = require_h5py(path)
     path = existing_file(path, kind)
@@ -198,7 +198,7 @@ def as_stack(array: np.ndarray, path: str | Path) -> Float[Tensor, "slices 1 hei
 
     Raises:
         InputError: The array has another shape, is empty, holds no real numbers, or some are not
-        finite in single precision.
+            finite in single precision.
     """
     shape = array.shape
     if array.dtype.kind not in "iuf":
@@ -242,7 +242,7 @@ def read_hdf5_images(
 
     Raises:
         InputError: h5py is not installed, or the file is missing, not HDF5 or damaged, or the data
-        set is not to be found, empty, of another shape or not finite.
+            set is not to be found, empty, of another shape or not finite.
     """
     with open_hdf5(path, "image file") as file:
         array = read_array(choose_dataset(file, dataset, path), path)

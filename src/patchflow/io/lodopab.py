@@ -65,7 +65,7 @@ def read_pairs(
 
     Raises:
         InputError: There are no indices or one is out of range, a file is missing, not HDF5 or
-        damaged, its data have another shape or type, or a value is not finite.
+            damaged, its data have another shape or type, or a value is not finite.
     """
     folder = Path(folder)
     if not indices:

@@ -64,7 +64,7 @@ class Sinogram:
 
     Raises:
         InputError: The data are empty, of another shape or not finite, the angles do not fit them
-        or :func:`check_angles` refuses them, or a length, count or scale is not positive.
+            or :func:`check_angles` refuses them, or a length, count or scale is not positive.
     """
 
     data: Tensor
@@ -91,7 +91,7 @@ def check_angles(angles: Tensor) -> None:
 
     Raises:
         InputError: There are none, some are not finite, or they span more than a full turn (and
-        1 %, because an end point may be there twice), as degrees do.
+            1 %, because an end point may be there twice), as degrees do.
     """
     if angles.numel() == 0:
         raise InputError("There are no angles, but at least one is needed: give the directions.")
@@ -124,7 +124,7 @@ def read_sinogram(path: str | Path, *, dataset: str | None = None) -> Sinogram:
 
     Raises:
         InputError: The file is missing, damaged or of another format, the data set is not to be
-        found, values are integers, or they are not a :class:`Sinogram`.
+            found, values are integers, or they are not a :class:`Sinogram`.
     """
     path = Path(path)
     suffix = path.suffix.lower()

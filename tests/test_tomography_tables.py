@@ -1,0 +1,136 @@
+"""The tables of tomography on a small geometry: what is measured, what is refused, what LoDoPaB adds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import patchflow as pf
+from patchflow.papers import leuschner2021_lodopab as lodopab
+from patchflow.papers import patchnr_tomography as tables
+from patchflow.papers.altekrueger2023_patchnr import weight_of_mean
+from patchflow.problems.tomography import ParallelBeam
+
+SIZE = 24
+
+
+@pytest.fixture(autouse=True)
+def _single_precision() -> Iterator[None]:
+    """Tables are made in float32, as users run them."""
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Discs of two tissues in place of slices, and a geometry of 24 x 24 pixels and 50 angles."""
+
+    def geometry(size: int = SIZE) -> ParallelBeam:
+        angles = (torch.arange(50, dtype=torch.float64) + 0.5) * math.pi / 50
+        return ParallelBeam((size, size), angles, 35, pixel=0.26 / size, spacing=0.0106)
+
+    monkeypatch.setattr(lodopab, "geometry", geometry)
+    monkeypatch.setattr(lodopab, "FINE", 40)
+    monkeypatch.setattr(lodopab, "LIMITED", slice(5, 45))
+    monkeypatch.setattr(tables, "REPORTED", (0, 1))
+    monkeypatch.setattr(tables, "TV_STEPS", dict.fromkeys(tables.PUBLISHED, 20))
+    monkeypatch.setattr(tables, "PATCHNR_STEPS", dict.fromkeys(tables.PUBLISHED, 4))
+    monkeypatch.setattr(tables, "NOISE_SEEDS", 2)
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    grid = np.hypot(*np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j])
+    slices = [
+        np.where(grid < 0.4 + 0.03 * k, 60, np.where(grid < 0.8, -800, -1000)) for k in range(12)
+    ]
+    for part in ("train", "val"):
+        np.savez(folder / f"lung_{part}_hu.npz", hu=np.array(slices, np.int16))
+    kernels = ["B70f"] * 6 + ["B40f"] * 6
+    lines = [f"{k},p,{kernel},1,1,1,x" for k, kernel in enumerate(kernels)]
+    (folder / "lung_val.csv").write_text("\n".join(["row,patient,kernel,px,thick,z,src", *lines]))
+    return tmp_path
+
+
+def small_prior() -> pf.PatchPrior:
+    torch.manual_seed(0)
+    return pf.patch_nr(size=4, layers=2, hidden=16, padding=4).requires_grad_(False)
+
+
+@pytest.mark.parametrize("problem", list(tables.PUBLISHED))
+def test_rows_are_methods_by_kernel(data: Path, problem: tables.Problem) -> None:
+    table, records = tables.run(data, problem, prior=small_prior())
+    names = [f"{method}, {kernel}" for method in tables.METHODS for kernel in tables.KERNELS]
+    assert [row.method for row in table.rows] == names
+    assert all(row.images == 2 and not row.published for row in table.rows)
+    assert [record.image for record in records if record.method == "tv, B40f"] == ["6", "7"]
+    means = {row.method: row.mean for row in table.rows}
+    assert means["tv, B40f"]["psnr"] > means["fbp, B40f"]["psnr"] + 1
+    # The range of a slice is below one, and PSNR counts it in decibels.
+    assert means["tv, B40f"]["psnr_range_1"] > means["tv, B40f"]["psnr"] + 5
+    assert 0 < table.floor["psnr"] < 2
+    assert ("36 of 180" in table.protocol) == (problem == "ct-limited-angle")
+
+
+def test_the_same_seed_gives_the_same_figures(data: Path) -> None:
+    first, second, other = (
+        tables.run(data, "ct-low-dose", methods=("fbp",), kernels=("B40f",), images=1, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert first[1][0].values["psnr"] == second[1][0].values["psnr"]
+    assert first[1][0].values["psnr"] != other[1][0].values["psnr"]
+
+
+def test_the_prior_is_learned_from_six_slices(data: Path) -> None:
+    images = tables.training_images(data)
+    assert len(images) == 8
+    rows = [float(image.mean()) for image in images]
+    assert len(set(rows)) == 8
+    assert all(0 <= float(image.min()) <= float(image.max()) <= 1 for image in images)
+    table, _ = tables.run(
+        data, "ct-low-dose", methods=("patchnr",), kernels=("B40f",), images=1, seconds=1.0
+    )
+    assert "trained for" in table.protocol
+
+
+def test_lodopab_brings_the_published_columns(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    torch.manual_seed(0)
+    for kind, shape in (("ground_truth", (362, 362)), ("observation", (1000, 513))):
+        with h5py.File(tmp_path / f"{kind}_test_000.hdf5", "w") as file:
+            # Only what is written takes room.
+            stored = file.create_dataset("data", (128, *shape), "f4", chunks=(1, *shape))
+            stored[:2] = torch.rand(2, *shape).numpy() * 0.01
+    table, records = tables.run(tmp_path, "ct-low-dose", methods=("fbp",), images=2)
+    assert [record.method for record in records] == ["fbp"] * 2
+    published = {row.method: row.published for row in table.rows}
+    assert published["patchnr"] == {"psnr": 35.19, "ssim": 0.829}
+    assert published["fbp"]["psnr"] == 30.37
+
+
+def test_weight_is_that_of_the_paper() -> None:
+    # 700 times the mean over 365 x 365 patches of the padded image, each counted by 36 pixels.
+    prior = pf.patch_nr(layers=1, hidden=4, padding=4)
+    assert weight_of_mean(700.0, (362, 362), prior) == pytest.approx(700 * 36 / 365**2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"methods": ("fbb",)}, "fbp, tv, patchnr"),
+        ({"kernels": ("soft",)}, "B40f, B70f"),
+        ({"images": 0}, "at least 1"),
+    ],
+)
+def test_refused(data: Path, settings: dict[str, object], fault: str) -> None:
+    with pytest.raises(pf.InputError, match=fault):
+        tables.run(data, "ct-low-dose", **settings)
+
+
+def test_missing_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(pf.InputError, match="zenodo"):
+        tables.run(tmp_path, "ct-low-dose", methods=("fbp",))
