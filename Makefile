@@ -38,6 +38,12 @@ benchmark: $(STAMP)
 	mkdir -p benchmarks/results
 	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --threads 2 \
 		--json benchmarks/results/patchnr-superresolution.json --csv benchmarks/results/patchnr-superresolution.csv
+	for problem in ct-low-dose ct-limited-angle; do \
+		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 \
+			--json benchmarks/results/$$problem.json --csv benchmarks/results/$$problem.csv || exit 1; \
+	done
+	# Needs the extra astra, half a gigabyte: pip install -e '.[astra]'.
+	-$(BIN)/python benchmarks/projector.py
 	$(BIN)/patchflow benchmark snf-mixture --threads 1 \
 		--json benchmarks/results/snf-mixture.json --csv benchmarks/results/snf-mixture.csv
 	$(BIN)/patchflow benchmark snf-scatterometry --data $(DATA) --threads 1 \

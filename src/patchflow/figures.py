@@ -177,7 +177,9 @@ def draw_curves(curves: Sequence[Curve]) -> Drawing:
         axes = figure.add_subplot()
         for index, curve in enumerate(curves):
             colour = _COLOURS[index % len(_COLOURS)]
-            axes.plot(curve.x, curve.y, color=colour, lw=1.8, label=curve.label)
+            # The first curve is what the picture is about: it lies on top.
+            order = 3 - index / len(curves)
+            axes.plot(curve.x, curve.y, color=colour, lw=1.8, label=curve.label, zorder=order)
         axes.set_xlabel(curves[0].x_axis, color=ink)
         axes.set_ylabel(curves[0].axis, color=ink)
         axes.tick_params(colors=ink)
@@ -185,7 +187,15 @@ def draw_curves(curves: Sequence[Curve]) -> Drawing:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(ink)
         if len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=ink)
+            # Above, where no curve is.
+            axes.legend(
+                frameon=False,
+                labelcolor=ink,
+                ncols=3,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0,
+            )
         return figure
 
     return _drawing(draw)

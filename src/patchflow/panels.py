@@ -1,4 +1,4 @@
-"""Panels: labelled images, and the region of each that is shown enlarged."""
+"""Panels: labelled images, the window in which they are shown, and the region that is enlarged."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ class Panel(NamedTuple):
     label: str
     image: Tensor
     caption: str = ""
+
+
+class Window(NamedTuple):
+    """The values that become black and white, with a name such as "lung window"."""
+
+    label: str = ""
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """The image with these values at 0 and 1; what lies outside is not cut off yet."""
+        return (image - self.low) / (self.high - self.low)
 
 
 def busiest_region(image: Float[Tensor, "1 channels height width"], size: int) -> Region:

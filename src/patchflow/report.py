@@ -26,6 +26,7 @@ from patchflow.io.checkpoint import library_version
 from patchflow.panels import (
     Panel,
     Region,
+    Window,
     busiest_region,
     check_panel,
     cut_region,
@@ -52,6 +53,7 @@ __all__ = [
     "Panel",
     "Region",
     "Report",
+    "Window",
     "busiest_region",
     "figure_grid",
     "versions",
@@ -70,13 +72,15 @@ class Report:
         title: The heading.
         command: The exact command that repeats the run.
         measurement: What was measured.
-        reconstruction: What was made of it, (1, channels, height, width), in [0, 1].
+        reconstruction: What was made of it, (1, channels, height, width), in [0, 1] or in the
+            units of the windows.
         baseline: The simple reconstruction to compare with, such as the aligned bicubic one.
         others: Further methods, in the order in which they are shown.
         truth: The truth, where it is known.
         summary: A sentence below the title.
         table: The metrics.
         curves: Convergence curves.
+        profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
         zoom: The region shown enlarged; by default the one of highest variance of the
             reconstruction.
@@ -87,6 +91,8 @@ class Report:
         notes: Warnings and remarks, shown at the top.
         measurement_is_image: Whether the measurement shows the same scene (a sinogram does not):
             then it is zoomed too.
+        windows: The values that are black and white; all images are shown once in each window.
+        unit: The unit of the images' values, for the error map.
     """
 
     title: str
@@ -99,6 +105,7 @@ class Report:
     summary: str = ""
     table: Table | None = None
     curves: Sequence[Curve] = ()
+    profiles: Sequence[Curve] = ()
     nll_map: Float[Tensor, "height width"] | None = None
     zoom: Region | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -107,6 +114,8 @@ class Report:
     settings: Mapping[str, object] = field(default_factory=dict)
     notes: Sequence[str] = ()
     measurement_is_image: bool = True
+    windows: Sequence[Window] = (Window(),)
+    unit: str = ""
 
     def panels(self) -> list[Panel]:
         """The images in the order in which they are shown."""
@@ -147,26 +156,20 @@ def write_report(folder: str | Path, report: Report) -> Path:
         check_panel(panel)
     zoom = zoom_region(report.zoom, report.reconstruction)
     pictures: dict[str, bytes] = {}
-    shown = [
-        image_html(panel.label, panel.caption, _picture(panel, report, pictures))
-        for panel in panels
-    ]
-    zooms = _zoom_figures(report, zoom)
+    images = _images(report, pictures)
+    zooms = [_zoom_section(report, zoom, window) for window in report.windows]
     maps = _maps(report, pictures)
+    profiles = _curves(report.profiles, pictures)
     curves = _curves(report.curves, pictures)
     for name, data in pictures.items():
         write_bytes(folder / name, data, parents=True)
     sections = [
         header_html(report.title, report.summary, report.notes),
         section_html("Results", table_html(report.table) if report.table else ""),
-        section_html("Images", grid_html(shown)),
-        section_html(
-            "Zoom",
-            grid_html(zooms, "zooms"),
-            f"Rows {zoom.top} to {zoom.top + zoom.height - 1}, columns {zoom.left} to "
-            f"{zoom.left + zoom.width - 1} of the reconstruction.",
-        ),
+        *images,
+        *zooms,
         section_html("Maps", grid_html(maps, "wide")),
+        section_html("Profile", grid_html(profiles, "wide")),
         section_html("Convergence", grid_html(curves, "wide")),
         section_html("Command", command_html(report.command), "Select it to run it again."),
         section_html("Details", details_html(_details(report))),
@@ -176,15 +179,30 @@ def write_report(folder: str | Path, report: Report) -> Path:
     return path
 
 
-def _picture(panel: Panel, report: Report, pictures: dict[str, bytes]) -> bytes:
-    image = panel.image.detach().float().cpu()
-    if panel is report.measurement and not report.measurement_is_image:
-        # A sinogram has its own units; shown from its smallest to its largest value.
-        low, high = image.min(), image.max()
-        image = (image - low) / (high - low).clamp_min(1e-12)
-    pixels = visible_pixels(image)
-    data = png_of(pixels)
-    pictures[_file_name(panel.label, pictures)] = data
+def _images(report: Report, pictures: dict[str, bytes]) -> list[str]:
+    sections, scenes = [], report.panels()
+    if not report.measurement_is_image:
+        scenes = scenes[1:]
+        # A sinogram has its own units; shown once, from its smallest to its largest value.
+        low, high = report.measurement.image.min(), report.measurement.image.max()
+        own = Window("", float(low), max(float(high), float(low) + 1e-12))
+        figure = _image(report.measurement, own, pictures)
+        sections.append(section_html("Measurement", grid_html([figure])))
+    for window in report.windows:
+        title = f"Images, {window.label}" if window.label else "Images"
+        figures = [_image(panel, window, pictures) for panel in scenes]
+        sections.append(section_html(title, grid_html(figures)))
+    return sections
+
+
+def _image(panel: Panel, window: Window, pictures: dict[str, bytes]) -> str:
+    return image_html(panel.label, panel.caption, _picture(panel, window, pictures))
+
+
+def _picture(panel: Panel, window: Window, pictures: dict[str, bytes]) -> bytes:
+    image = window(panel.image.detach().float().cpu())
+    data = png_of(visible_pixels(image))
+    pictures[_file_name(f"{panel.label} {window.label}", pictures)] = data
     factor = math.ceil(max(image.shape[-2:]) / _INLINE_PIXELS)
     if factor > 1:
         return png_of(visible_pixels(F.avg_pool2d(image, factor, ceil_mode=True)))
@@ -199,16 +217,21 @@ def _file_name(label: str, taken: Mapping[str, bytes]) -> str:
     return name
 
 
-def _zoom_figures(report: Report, zoom: Region) -> list[str]:
+def _zoom_section(report: Report, zoom: Region, window: Window) -> str:
     figures = []
     for panel in report.panels():
         if panel is report.measurement and not report.measurement_is_image:
             continue
         sampling = sampling_of(panel.image, report.reconstruction.image)
         if sampling is not None:
-            cut = png_of(cut_region(visible_pixels(panel.image), zoom, sampling))
+            cut = png_of(cut_region(visible_pixels(window(panel.image)), zoom, sampling))
             figures.append(image_html(panel.label, "", cut))
-    return figures
+    return section_html(
+        f"Zoom, {window.label}" if window.label else "Zoom",
+        grid_html(figures, "zooms"),
+        f"Rows {zoom.top} to {zoom.top + zoom.height - 1}, columns {zoom.left} to "
+        f"{zoom.left + zoom.width - 1} of the reconstruction.",
+    )
 
 
 def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
@@ -221,7 +244,10 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
                 f"{tuple(truth.shape)} cannot be subtracted: give images of the same size."
             )
         error = (x.detach().float() - truth.detach().float()).abs().mean(1)[0].cpu().numpy()
-        caption = "absolute error of the reconstruction (colours end at the 99.5th percentile)"
+        unit = f" in {report.unit}" if report.unit else ""
+        caption = (
+            f"absolute error of the reconstruction{unit} (colours end at the 99.5th percentile)"
+        )
         drawing = draw_map(error, _ERROR_MAP, from_zero=True)
         figures.append(_drawn("error map", caption, drawing, pictures))
     if report.nll_map is not None:

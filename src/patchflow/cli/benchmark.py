@@ -8,13 +8,25 @@ from pathlib import Path
 from patchflow import models
 from patchflow.cli.options import check_output, start
 from patchflow.errors import InputError
-from patchflow.papers import hagemann2023_mixture, lueckmann2021_sbibm, patchnr_superresolution
+from patchflow.papers import (
+    hagemann2023_mixture,
+    lueckmann2021_sbibm,
+    patchnr_superresolution,
+    patchnr_tomography,
+)
 from patchflow.papers import hagemann2023_scatterometry as scatterometry
 from patchflow.papers.scatterometry_race import race
 from patchflow.priors.patch import PatchPrior
 from patchflow.table import Record, Table, write_csv
 
-NAMES = ("patchnr-superresolution", "snf-mixture", "snf-scatterometry", "sbibm")
+NAMES = (
+    "patchnr-superresolution",
+    "ct-low-dose",
+    "ct-limited-angle",
+    "snf-mixture",
+    "snf-scatterometry",
+    "sbibm",
+)
 
 
 def benchmark(
@@ -34,16 +46,17 @@ def benchmark(
     """Rerun a table and print ours beside the published numbers.
 
     Args:
-        name: patchnr-superresolution, snf-mixture, snf-scatterometry, sbibm.
-        data: Folder with the data, where the table needs some; a missing file is named, with its public origin.
+        name: patchnr-superresolution, ct-low-dose, ct-limited-angle, snf-mixture, snf-scatterometry, sbibm.
+        data: Folder with the data, where the table needs some; a missing file is named, with its public origin. Of
+            ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]; all by default. Of patchnr-superresolution: bicubic, tv,
-            patchnr-90s, patchnr; of sbibm: the tasks.
-        images: patchnr-superresolution: number of test images; all by default.
+            patchnr-90s, patchnr; of ct-low-dose and ct-limited-angle: fbp, tv, patchnr; of sbibm: the tasks.
+        images: Number of test images, or of slices of each kernel (ct-...); all by default.
         full: The published number of repetitions and training steps (hours).
         json: File for the table.
         csv: File for the figures of each image or measurement.
-        model: patchnr-superresolution: model file of patchflow train patch-nr; without it one is learned first.
-        seconds: patchnr-superresolution: training time; patchnr-90s always learns for 90 seconds.
+        model: Model file of patchflow train patch-nr for the row patchnr; without it one is learned first.
+        seconds: Training time of that model; patchnr-90s always learns for 90 seconds.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
     """
@@ -68,6 +81,16 @@ def benchmark(
         table, records = lueckmann2021_sbibm.run(
             _folder(data, name),
             methods=lueckmann2021_sbibm.METHODS if methods is None else tuple(methods),
+            seed=seed,
+        )
+    elif name in ("ct-low-dose", "ct-limited-angle"):
+        table, records = patchnr_tomography.run(
+            _folder(data, name),
+            name,
+            methods=patchnr_tomography.METHODS if methods is None else tuple(methods),
+            images=images,
+            prior=None if model is None else models.load(model, PatchPrior),
+            seconds=seconds,
             seed=seed,
         )
     else:

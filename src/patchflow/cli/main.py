@@ -32,7 +32,7 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         "learn the posteriors of all measurements of a simulator",
     ),
     ("reconstruct",): (reconstruct, "measurement", "reconstruct an image from a measurement"),
-    ("simulate",): (simulate, "image", "simulate a measurement of an image"),
+    ("simulate",): (simulate, "images", "simulate a measurement of an image or of CT slices"),
     ("sample",): (sample, "measurement", "sample the posterior of a measurement"),
     ("calibrate",): (
         calibrate,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 if something given cannot be used; 1 if a computation failed; 130 if interrupted with nothing to keep.
     """
     given = sys.argv[1:] if argv is None else argv
-    arguments = [_SHORT.get(word, word) for word in given]
+    arguments = [_plain(_SHORT.get(word, word)) for word in given]
     parser = _parser()
     if not arguments:
         parser.print_help()
@@ -133,6 +133,14 @@ def _leaf(namespace: argparse.Namespace) -> tuple[tuple[str, ...], argparse.Name
         words.append(leaf.model)
         leaf = getattr(leaf, leaf.model)
     return tuple(words), leaf
+
+
+def _plain(word: str) -> str:
+    """A flag as it is declared: --field-of-view is --field_of_view."""
+    name, sign, value = word.partition("=")
+    if not re.fullmatch(r"--[a-z][a-z-]*", name):
+        return word
+    return f"--{name[2:].replace('-', '_')}{sign}{value}"
 
 
 def _sentence(error: Exception) -> str:

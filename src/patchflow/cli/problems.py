@@ -24,7 +24,34 @@ from patchflow.problems.likelihood import GaussianLikelihood, GaussianNoise, Lik
 from patchflow.problems.operator import Identity, LinearOperator
 from patchflow.problems.sampling import Mask
 
-NAMES = ("super-resolution", "deblurring", "inpainting", "denoising")
+NAMES = ("super-resolution", "deblurring", "inpainting", "denoising", "ct")
+# Flags of images that say nothing about a sinogram, and flags of sinograms alone, with their defaults.
+_IMAGE_FLAGS = {
+    **{"noise": 0.01, "scale": 4, "boundary": None, "kernel": None, "mask": None},
+    **{"range": None, "grey": False},
+}
+_CT_FLAGS = {
+    **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),
+    **{"units": "normalised", "template": None},
+}
+
+
+def refuse_foreign_flags(problem: str, given: Mapping[str, object]) -> None:
+    """Refuse flags of computed tomography for other problems, and those of others for it.
+
+    Args:
+        problem: The problem.
+        given: All flags of the command.
+
+    Raises:
+        InputError: If one of them was given.
+    """
+    for name, default in (_IMAGE_FLAGS if problem == "ct" else _CT_FLAGS).items():
+        if name in given and given[name] != default:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} {given[name]} says nothing about the problem {problem}; leave it out."
+            )
 
 
 @dataclass(frozen=True)

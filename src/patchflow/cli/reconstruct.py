@@ -12,8 +12,18 @@ from torch import Tensor
 
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, check_stack, output_folder, start, value_range
-from patchflow.cli.problems import Settings
+from patchflow.cli.options import (
+    check_output,
+    check_stack,
+    output_folder,
+    start,
+    value_range,
+)
+from patchflow.cli.problems import Settings, refuse_foreign_flags
+from patchflow.cli.scan import ScanFlags
+from patchflow.cli.slices import Units
+from patchflow.cli.tomography import reconstruct_ct
+from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
 from patchflow.metrics import psnr, ssim
@@ -37,9 +47,16 @@ def reconstruct(
     measurement: str,
     *,
     problem: str,
-    output: str = "reconstruction.png",
-    method: Literal["patchnr", "tv"] = "patchnr",
+    output: str | None = None,
+    method: Literal["patchnr", "tv", "fbp"] = "patchnr",
     prior: str | None = None,
+    angles: int | None = None,
+    photons: float | None = None,
+    size: int | None = None,
+    field_of_view: float | None = None,
+    limited: str | None = None,
+    units: Units = "normalised",
+    template: str | None = None,
     noise: float = 0.01,
     weight: float | None = None,
     scale: int = 4,
@@ -47,9 +64,9 @@ def reconstruct(
     kernel: str | None = None,
     mask: str | None = None,
     truth: str | None = None,
-    steps: int = 400,
+    steps: int | None = None,
     stride: int | None = None,
-    lr: float = 0.01,
+    lr: float | None = None,
     solver: Literal["adam", "lbfgs"] = "adam",
     preset: Literal["default", "paper"] = "default",
     report: str | None = None,
@@ -64,24 +81,35 @@ def reconstruct(
     Ctrl-C keeps the image so far.
 
     Args:
-        measurement: The measured image: PNG, JPEG, TIFF (also stacks) or .npy.
-        problem: super-resolution, deblurring, inpainting, denoising, or a Python file that defines likelihood.
-        output: Image to write; .tif and .npy keep floating-point values.
-        method: patchnr, or tv (total variation).
+        measurement: The measured image: PNG, JPEG, TIFF (also stacks) or .npy; for ct a sinogram: .h5, .npy or TIFF.
+        problem: super-resolution, deblurring, inpainting, denoising, ct (computed tomography), or a Python file that
+            defines likelihood.
+        output: Image to write, by default reconstruction.png; .tif and .npy keep floating-point values. For ct .tif
+            (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
+        method: patchnr, tv (total variation), or for ct fbp (filtered backprojection).
         prior: The model file of patchflow train patch-nr; needed for patchnr.
+        angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
+        photons: ct: mean number of photons per bin without an object, if the file does not say it.
+        size: ct: pixels along a side of the image, if the file does not say it.
+        field_of_view: ct: side of the image in metres, if the file does not say it.
+        limited: ct: keep only the angles A:B, in degrees.
+        units: ct: of the truth and of a .tif or .npy output: normalised (attenuation in units of 81.36/m), or hu.
+        template: ct: a folder with the DICOM series of the same slices, whose headers the output takes.
         noise: Standard deviation of the noise, in units of the image range.
         weight: Weight of the prior against the data; patchnr: 0.1 suits any noise level, as the data term contains it;
-            tv: 0.035/noise.
+            tv: 0.035/noise. ct: patchnr that of the paper (0.19 for 362 x 362 pixels), tv 30 for 4096
+            photons, 40 if directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver (patchnr).
+        steps: Steps of the solver: 400 for patchnr. ct: 1000 if directions are missing; for tv at most 300.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
-        lr: Peak step of Adam.
+        lr: Peak step of Adam, 0.01; for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
-        preset: paper is the published procedure (patchnr): its weight, 300 steps, 130,000 random patches in each.
+        preset: paper is the published procedure (patchnr): its weight, 300 steps, 130,000 random patches in each; for
+            ct 300 or 3000 steps, 40,000 random patches.
         report: Folder for the report.
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.
@@ -89,7 +117,19 @@ def reconstruct(
         threads: Number of threads; by default all cores.
     """
     settings = dict(locals())
-    target = Path(output)
+    refuse_foreign_flags(problem, settings)
+    if problem == "ct":
+        scan = ScanFlags(angles, photons, size, field_of_view, limited)
+        choices = Choices(
+            method, prior, weight, steps, lr, stride, solver, preset, truth, units, template, report
+        )
+        reconstruct_ct(measurement, output, scan, choices, settings, seed, threads)
+        return
+    if method == "fbp":
+        raise InputError(
+            f"Filtered backprojection is for ct, not for {problem}; use --method patchnr or tv."
+        )
+    target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     if method == "patchnr" and prior is None:
         raise InputError(
@@ -135,8 +175,8 @@ def reconstruct(
             init,
             weight=weight,
             method=solver,
-            steps=steps,
-            lr=lr,
+            steps=400 if steps is None else steps,
+            lr=0.01 if lr is None else lr,
             stride=stride,
             callback=follow,
             progress=True,

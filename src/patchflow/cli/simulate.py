@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
+import torch
+from tqdm import tqdm
+
 from patchflow.cli.config import write_config
 from patchflow.cli.options import check_output, check_stack, start, value_range
-from patchflow.cli.problems import Settings
+from patchflow.cli.problems import Settings, refuse_foreign_flags
+from patchflow.cli.scan import ScanFlags, kept_angles, midpoints
+from patchflow.cli.slices import SLACK, Slices, Units, check_grey, read_slices
+from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
+from patchflow.io.sinogram import Sinogram, write_sinogram
+from patchflow.papers import leuschner2021_lodopab as lodopab
+from patchflow.problems.attenuation import MU_MAX
+from patchflow.problems.tomography import ParallelBeam
+
+# Pixels of the finer grid per pixel of the image, at least.
+_FINER = 2
 
 
 def simulate(
-    image: str,
+    images: list[str],
     *,
     problem: str,
-    output: str = "measurement.tif",
+    output: str | None = None,
+    angles: int | None = None,
+    photons: float | None = None,
+    bins: int | None = None,
+    field_of_view: float | None = None,
+    limited: str | None = None,
+    fine: int | None = None,
+    units: Units = "normalised",
     noise: float = 0.01,
     scale: int = 4,
     boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
@@ -25,12 +46,21 @@ def simulate(
     grey: bool = False,
     seed: int = 0,
 ) -> None:
-    """Simulate a noisy measurement of an image.
+    """Simulate a noisy measurement of an image, or the sinogram of CT slices.
 
     Args:
-        image: The image.
-        problem: super-resolution, deblurring, inpainting, denoising, or a Python file that defines likelihood.
-        output: File to write; floating-point TIFF or .npy keeps the noise as it is.
+        images: The image; for ct also several, or the DICOM files (or the folder) of one series.
+        problem: super-resolution, deblurring, inpainting, denoising, ct (computed tomography), or a Python file that
+            defines likelihood.
+        output: File to write, by default measurement.tif; floating-point TIFF or .npy keeps the noise as it is. For ct
+            .h5 (sinogram.h5).
+        angles: ct: number of angles, equally spaced over half a turn.
+        photons: ct: mean number of photons per bin without an object, 4096 by default.
+        bins: ct: number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
+        field_of_view: ct: side of the image in metres; that of the DICOM files by default.
+        limited: ct: measure only the angles A:B, in degrees.
+        fine: ct: pixels along a side of the finer grid that is measured, 1000 by default or twice the image.
+        units: ct: of TIFF, .npy and HDF5 files: normalised (attenuation in units of 81.36/m), or hu.
         noise: Standard deviation of the noise, in units of the image range.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
@@ -41,13 +71,120 @@ def simulate(
         seed: Random seed of the noise.
     """
     settings = dict(locals())
-    target = Path(output)
+    refuse_foreign_flags(problem, settings)
+    if problem == "ct":
+        flags = ScanFlags(angles, photons, None, field_of_view, limited)
+        _simulate_ct(images, output, flags, bins, fine, units, settings, seed)
+        return
+    if len(images) > 1:
+        raise InputError(
+            f"{len(images)} images were given but {problem} takes one; save a stack as one .tif or .npy file."
+        )
+    image = images[0]
+    target = Path("measurement.tif" if output is None else output)
     check_output(target, (".tif", ".tiff", ".npy", ".png", ".jpg", ".jpeg"))
     start(seed, None)
     x = read_stack(image, value_range=value_range(range), grey=grey)
     check_stack(target, len(x))
-    flags = Settings(problem, noise, scale, boundary, kernel, mask)
-    likelihood = flags.likelihood((x.shape[2], x.shape[3]), measured=False)
+    chosen = Settings(problem, noise, scale, boundary, kernel, mask)
+    likelihood = chosen.likelihood((x.shape[2], x.shape[3]), measured=False)
     write_image(target, likelihood.simulate(x))
     write_config(target.with_suffix(".yaml"), "simulate", settings)
-    print(f"{target}: {problem} of {image}, noise {flags.std:g}.")
+    print(f"{target}: {problem} of {image}, noise {chosen.std:g}.")
+
+
+def _simulate_ct(
+    images: list[str],
+    output: str | None,
+    flags: ScanFlags,
+    bins: int | None,
+    fine: int | None,
+    units: Units,
+    settings: dict[str, object],
+    seed: int,
+) -> None:
+    target = Path("sinogram.h5" if output is None else output)
+    check_output(target, (".h5", ".hdf5"))
+    if flags.angles is None:
+        raise InputError("ct needs --angles, the number of angles over half a turn, such as 1000.")
+    directions = midpoints(flags.angles)
+    if flags.limited is not None:
+        directions = directions[kept_angles(directions, flags.limited)]
+    start(seed, None)
+    found = read_slices(images, units=units, dither=True, slack=SLACK)
+    size = _size(found)
+    view = _field_of_view(images, found, size, flags.field_of_view)
+    photons = lodopab.PHOTONS if flags.photons is None else flags.photons
+    bins = 2 * math.ceil(size / math.sqrt(2)) + 1 if bins is None else bins
+    fine = max(lodopab.FINE, _FINER * size) if fine is None else fine
+    if fine <= size:
+        raise InputError(
+            f"--fine is {fine} but the image has {size} pixels along a side; the measured grid must be finer than that "
+            "of the reconstruction, which would otherwise be too easy."
+        )
+    operator = ParallelBeam(
+        (fine, fine),
+        directions,
+        bins,
+        pixel=view / fine,
+        spacing=math.sqrt(2) * view / bins,
+    )
+    if found.note:
+        print(found.note)
+    print(f"Measured on a finer grid: {operator.describe()}.")
+    y = [
+        lodopab.simulate(x, operator, photons)
+        for x in tqdm(found.images, unit="slice", dynamic_ncols=True)
+    ]
+    write_sinogram(
+        target,
+        Sinogram(
+            torch.cat(y),
+            angles=operator.angles,
+            detector_spacing=operator.spacing,
+            pixel_spacing=view / size,
+            image_shape=(size, size),
+            photons=photons,
+            attenuation_scale=MU_MAX,
+            offset=0.0,
+        ),
+    )
+    write_config(target.with_suffix(".yaml"), "simulate", settings)
+    print(
+        f"{target}: {len(y)} slice(s) of {size} x {size} pixels on {view:.4g} m, {len(directions)} angles x {bins} "
+        f"bins, {photons:g} photons."
+    )
+
+
+def _size(found: Slices) -> int:
+    check_grey(found)
+    first = found.images[0]
+    for image, name in zip(found.images, found.names, strict=True):
+        height, width = image.shape[2:]
+        if height != width or image.shape != first.shape:
+            raise InputError(
+                f"{name} has {height} x {width} pixels but square slices of one size are needed (the first has "
+                f"{first.shape[2]} x {first.shape[3]}); crop or pad it."
+            )
+    return first.shape[2]
+
+
+def _field_of_view(images: list[str], found: Slices, size: int, flag: float | None) -> float:
+    if found.series is None:
+        if flag is None:
+            raise InputError(
+                f"{images[0]} does not say how large the image is; give --field-of-view, its side in metres."
+            )
+        return flag
+    down, across = found.series.spacing
+    if not math.isclose(down, across, rel_tol=1e-3):
+        raise InputError(
+            f"{images[0]} has pixels of {down:g} x {across:g} mm but square ones are needed; resample it."
+        )
+    view = down * size / 1000
+    if flag is not None and not math.isclose(flag, view, rel_tol=1e-3):
+        raise InputError(
+            f"{images[0]} has {size} pixels of {down:g} mm, together {view:g} m, but --field-of-view is {flag:g}; "
+            "leave the flag out."
+        )
+    return view

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
 from patchflow.cli.options import check_output, start, value_range
+from patchflow.cli.slices import Units, read_slices
 from patchflow.errors import NumericalError
-from patchflow.io.images import check_varies, read_image
+from patchflow.io.images import check_varies
 from patchflow.learn import learn_patches
 from patchflow.numerics.precision import Precision
 
@@ -34,25 +37,27 @@ def train_patch_nr(
     precision: Precision = "auto",
     preset: Literal["default", "paper"] = "default",
     range: str | None = None,
+    units: Units = "normalised",
     grey: bool = False,
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
 ) -> None:
-    """Learn a patchNR from the patches of one to six images.
+    """Learn a patchNR from the patches of one to six images, or of some more.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
     --resume true continues.
 
     Args:
-        images: PNG, JPEG, TIFF or .npy files.
+        images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
         output: Model file to write.
-        validation: An image to validate on; without it, a part of each training image is held out.
+        validation: A file (or a folder of DICOM files) to validate on; without it, a part of each training image is
+            held out.
         holdout: Held-out fraction of each training image.
         size: Side length of the patches in pixels.
         layers: Coupling blocks of the flow.
         hidden: Width of the flow's networks.
-        padding: Reflected pixels around an image in reconstruction.
+        padding: Reflected pixels around an image in reconstruction; 4 in the paper's computed tomography.
         dihedral: Turn and mirror patches at random (for images without a preferred direction).
         batch: Patches per step.
         steps: Training steps.
@@ -63,6 +68,8 @@ def train_patch_nr(
         precision: auto takes bfloat16 where this processor is faster with it.
         preset: paper is the published network and procedure (750,000 steps of 32 patches: hours).
         range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units, as DICOM files always are, and are converted to
+            attenuation in units of 81.36/m.
         grey: Convert colour images to grey.
         seed: Random seed.
         threads: Number of threads; by default all cores.
@@ -73,10 +80,17 @@ def train_patch_nr(
     check_output(target, (".safetensors",))
     start(seed, threads)
     limits = value_range(range)
-    training = [read_image(path, value_range=limits, grey=grey) for path in images]
-    for path, image in zip(images, training, strict=True):
-        check_varies(image, path)
-    held = [] if validation is None else [read_image(validation, value_range=limits, grey=grey)]
+    found = read_slices(images, units=units, dither=True, value_range=limits, grey=grey)
+    training = found.images
+    for name, image in zip(found.names, training, strict=True):
+        check_varies(image, name)
+    if found.note:
+        print(found.note)
+    held: list[Tensor] = []
+    if validation is not None:
+        held = read_slices(
+            [validation], units=units, dither=True, value_range=limits, grey=grey
+        ).images
     channels = training[0].shape[1]
     prior = models.patch_nr(
         size=size,
