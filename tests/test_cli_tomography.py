@@ -424,3 +424,21 @@ def test_help_names_every_flag_with_its_unit(capsys):
         out = " ".join(capsys.readouterr().out.split())
         for words in ("--field_of_view", "in metres", "--limited", "in degrees", "--photons"):
             assert words in out
+
+
+def test_dataset_of_a_file_with_several(sinogram, capsys):
+    found = read_sinogram(sinogram)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File("two.h5", "w") as file:
+        file["flat"] = np.ones((30, 7), np.float32)
+        file["scan"] = found.data[:, 0].numpy()
+    run = ["reconstruct", "two.h5", "--problem=ct", "--threads=1", "--method=fbp", *DOSE]
+    run += [f"--size={SIZE}", f"--field-of-view={VIEW}", "--output=x.npy"]
+    refused(capsys, run, "--dataset", "flat")
+    assert main([*run, "--dataset=scan"]) == 0
+    assert np.load("x.npy").shape[-2:] == (SIZE, SIZE)
+    with h5py.File("stack.h5", "w") as file:
+        file["a"], file["b"] = slices()[:, 0].numpy(), np.zeros((2, 8, 8), np.float32)
+    run = ["train", "patch-nr", "stack.h5", "--units=hu", "--steps=2", *TINY]
+    refused(capsys, run, "--dataset")
+    assert main([*run, "--dataset=a"]) == 0

@@ -32,7 +32,7 @@ _IMAGE_FLAGS = {
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),
-    **{"units": "normalised", "template": None},
+    **{"units": "normalised", "template": None, "dataset": None},
 }
 
 

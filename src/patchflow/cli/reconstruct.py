@@ -55,6 +55,7 @@ def reconstruct(
     size: int | None = None,
     field_of_view: float | None = None,
     limited: str | None = None,
+    dataset: str | None = None,
     units: Units = "normalised",
     template: str | None = None,
     noise: float = 0.01,
@@ -93,6 +94,7 @@ def reconstruct(
         size: ct: pixels along a side of the image, if the file does not say it.
         field_of_view: ct: side of the image in metres, if the file does not say it.
         limited: ct: keep only the angles A:B, in degrees.
+        dataset: ct: the data set of an HDF5 file that has several.
         units: ct: of the truth and of a .tif or .npy output: normalised (attenuation in units of 81.36/m), or hu.
         template: ct: a folder with the DICOM series of the same slices, whose headers the output takes.
         noise: Standard deviation of the noise, in units of the image range.
@@ -119,7 +121,7 @@ def reconstruct(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
-        scan = ScanFlags(angles, photons, size, field_of_view, limited)
+        scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
             method, prior, weight, steps, lr, stride, solver, preset, truth, units, template, report
         )

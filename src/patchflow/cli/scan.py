@@ -37,6 +37,7 @@ class ScanFlags:
         size: Pixels along a side of the image.
         field_of_view: Side of the image in metres.
         limited: Angles A:B to keep, in degrees.
+        dataset: The data set of an HDF5 file that has several.
     """
 
     angles: int | None = None
@@ -44,6 +45,7 @@ class ScanFlags:
     size: int | None = None
     field_of_view: float | None = None
     limited: str | None = None
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         for flag, value in (("--angles", self.angles), ("--size", self.size)):
@@ -98,7 +100,7 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
         InputError: If the file cannot be read, a flag contradicts it, neither says what is needed, the values are no
             line integrals, or no angle is kept.
     """
-    found = read_sinogram(path)
+    found = read_sinogram(path, dataset=flags.dataset)
     rows, bins = found.data.shape[2:]
     notes = []
     if flags.angles is not None and flags.angles != rows:

@@ -37,6 +37,7 @@ def simulate(
     limited: str | None = None,
     fine: int | None = None,
     units: Units = "normalised",
+    dataset: str | None = None,
     noise: float = 0.01,
     scale: int = 4,
     boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
@@ -61,6 +62,7 @@ def simulate(
         limited: ct: measure only the angles A:B, in degrees.
         fine: ct: pixels along a side of the finer grid that is measured, 1000 by default or twice the image.
         units: ct: of TIFF, .npy and HDF5 files: normalised (attenuation in units of 81.36/m), or hu.
+        dataset: ct: the data set of HDF5 files that have several.
         noise: Standard deviation of the noise, in units of the image range.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
@@ -73,7 +75,7 @@ def simulate(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
-        flags = ScanFlags(angles, photons, None, field_of_view, limited)
+        flags = ScanFlags(angles, photons, None, field_of_view, limited, dataset)
         _simulate_ct(images, output, flags, bins, fine, units, settings, seed)
         return
     if len(images) > 1:
@@ -111,7 +113,7 @@ def _simulate_ct(
     if flags.limited is not None:
         directions = directions[kept_angles(directions, flags.limited)]
     start(seed, None)
-    found = read_slices(images, units=units, dither=True, slack=SLACK)
+    found = read_slices(images, units=units, dataset=flags.dataset, dither=True, slack=SLACK)
     size = _size(found)
     view = _field_of_view(images, found, size, flags.field_of_view)
     photons = lodopab.PHOTONS if flags.photons is None else flags.photons

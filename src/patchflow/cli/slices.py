@@ -46,6 +46,7 @@ def read_slices(
     paths: Sequence[str],
     *,
     units: Units = "normalised",
+    dataset: str | None = None,
     dither: bool = False,
     value_range: ValueRange | None = None,
     grey: bool = False,
@@ -57,6 +58,7 @@ def read_slices(
         paths: Files of one kind: DICOM files or folders of one series, or image files and HDF5 files.
         units: Of image and HDF5 files: Hounsfield units, or values that are in [0, 1] as they are. DICOM files are in
             Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
         dither: Undo the rounding of Hounsfield units to integers by noise, see
             :func:`patchflow.problems.attenuation.from_hounsfield`.
         value_range: The values that become 0 and 1, see :func:`patchflow.io.images.read_stack`.
@@ -81,11 +83,11 @@ def read_slices(
     images, names, notes = [], [], []
     for path in paths:
         if units == "hu":
-            hu = _read_hounsfield(path)
+            hu = _read_hounsfield(path, dataset)
             notes.append(_converted(path, hu))
             stack = _from_hounsfield(hu, path, dither)
         else:
-            stack = _read_normalised(path, value_range, grey, slack)
+            stack = _read_normalised(path, dataset, value_range, grey, slack)
         images += stack.split(1)
         names += [path] if len(stack) == 1 else [f"{path}, image {k}" for k in _numbers(stack)]
     return Slices(images, names, None, "\n".join(notes))
@@ -155,9 +157,9 @@ def _from_hounsfield(hu: Tensor, label: str, dither: bool) -> Tensor:
         raise InputError(f"{label} cannot be used: {error}") from error
 
 
-def _read_hounsfield(path: str) -> Tensor:
+def _read_hounsfield(path: str, dataset: str | None) -> Tensor:
     if Path(path).suffix.lower() in EXTENSIONS:
-        return read_hdf5_images(path)
+        return read_hdf5_images(path, dataset)
     array = decode(read_bytes(path, "image"), format_of(Path(path)), Path(path))
     if array.shape[3] != 1 or array.dtype.kind not in "if":
         raise InputError(
@@ -169,14 +171,16 @@ def _read_hounsfield(path: str) -> Tensor:
     return hu
 
 
-def _read_normalised(path: str, value_range: ValueRange | None, grey: bool, slack: float) -> Tensor:
+def _read_normalised(
+    path: str, dataset: str | None, value_range: ValueRange | None, grey: bool, slack: float
+) -> Tensor:
     if Path(path).suffix.lower() not in EXTENSIONS:
         try:
             return read_stack(path, value_range=value_range, grey=grey, slack=slack)
         except InputError:
             _refuse_hounsfield(path)
             raise
-    stack = read_hdf5_images(path)
+    stack = read_hdf5_images(path, dataset)
     if value_range is not None:
         stack = (stack - value_range[0]) / (value_range[1] - value_range[0])
     low, high = float(stack.min()), float(stack.max())

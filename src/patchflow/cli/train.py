@@ -38,6 +38,7 @@ def train_patch_nr(
     preset: Literal["default", "paper"] = "default",
     range: str | None = None,
     units: Units = "normalised",
+    dataset: str | None = None,
     grey: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -70,6 +71,7 @@ def train_patch_nr(
         range: Values LO:HI of the files that become 0 and 1.
         units: hu: TIFF, .npy and HDF5 files are in Hounsfield units, as DICOM files always are, and are converted to
             attenuation in units of 81.36/m.
+        dataset: The data set of HDF5 files that have several.
         grey: Convert colour images to grey.
         seed: Random seed.
         threads: Number of threads; by default all cores.
@@ -80,7 +82,9 @@ def train_patch_nr(
     check_output(target, (".safetensors",))
     start(seed, threads)
     limits = value_range(range)
-    found = read_slices(images, units=units, dither=True, value_range=limits, grey=grey)
+    found = read_slices(
+        images, units=units, dataset=dataset, dither=True, value_range=limits, grey=grey
+    )
     training = found.images
     for name, image in zip(found.names, training, strict=True):
         check_varies(image, name)
@@ -89,7 +93,7 @@ def train_patch_nr(
     held: list[Tensor] = []
     if validation is not None:
         held = read_slices(
-            [validation], units=units, dither=True, value_range=limits, grey=grey
+            [validation], units=units, dataset=dataset, dither=True, value_range=limits, grey=grey
         ).images
     channels = training[0].shape[1]
     prior = models.patch_nr(
