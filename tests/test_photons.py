@@ -122,6 +122,7 @@ def test_dither_lies_in_one_unit() -> None:
     ("values", "fault"),
     [
         ([0.0, 0.4], "do not convert them again"),
+        ([-0.02, 1.1], "do not convert them again"),
         ([-90_000.0, 0.0], "rescale slope"),
         ([float("nan"), 0.0], "rescale slope"),
     ],

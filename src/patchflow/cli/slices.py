@@ -145,12 +145,6 @@ def _converted(label: str, hu: Tensor) -> str:
 def _from_hounsfield(hu: Tensor, label: str, dither: bool) -> Tensor:
     # Only integers were rounded.
     dither = dither and bool((hu == hu.round()).all())
-    # The library's own check lets pass what is a little below 0.
-    if float(hu.max() - hu.min()) <= 2:
-        raise InputError(
-            f"{label} has values from {float(hu.min()):g} to {float(hu.max()):g}, which are no Hounsfield units but "
-            "probably normalised attenuations; say --units normalised."
-        )
     try:
         return from_hounsfield(hu, dither=dither)
     except InputError as error:

@@ -32,7 +32,7 @@ def from_hounsfield(hu: Tensor, *, dither: bool = False) -> Tensor:
         dither: Add uniform noise in [0, 1) HU first, which undoes the rounding to integers.
 
     Raises:
-        InputError: If the values cannot be Hounsfield units: not finite, far outside, or all in [0, 1].
+        InputError: If the values cannot be Hounsfield units: not finite, far outside, or all near [0, 1].
     """
     low, high = float(hu.min()), float(hu.max())
     if not _PLAUSIBLE[0] <= low <= high <= _PLAUSIBLE[1]:
@@ -40,7 +40,8 @@ def from_hounsfield(hu: Tensor, *, dither: bool = False) -> Tensor:
             f"The values from {low:g} to {high:g} cannot be Hounsfield units, which lie between -1024 and 3071 or so; "
             "check the rescale slope and intercept."
         )
-    if 0 <= low < high <= 2:
+    # Reconstructions leave [0, 1] a little; no slice of a body spans two HU.
+    if -1 <= low < high <= 2:
         raise InputError(
             f"The values from {low:g} to {high:g} are no Hounsfield units but probably normalised attenuations; "
             "do not convert them again."
