@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from patchflow import metrics, models
+from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as table
-from patchflow.papers.altekrueger2023_patchnr import CT_LAMBDA, weight_of_mean
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import from_hounsfield
 from patchflow.reconstruct import total_variation, variational
@@ -25,7 +25,9 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path, help="folder with ct/")
 parser.add_argument("--model", required=True, help="patchNR learned from the six training slices")
 parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--steps", type=int, default=3000, help="steps of the published procedure")
+parser.add_argument(
+    "--steps", type=int, default=paper.CT_LIMITED_STEPS, help="steps of the published procedure"
+)
 parser.add_argument("--full", action="store_true", help="run the published procedure, too")
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/limited-angle.json"))
 arguments = parser.parse_args()
@@ -40,7 +42,7 @@ operator = lodopab.geometry().select(lodopab.LIMITED)
 y = lodopab.simulate(truth, lodopab.geometry(lodopab.FINE))[:, :, lodopab.LIMITED]
 likelihood = lodopab.likelihood(operator)
 prior = models.load(arguments.model, PatchPrior)
-weight = weight_of_mean(CT_LAMBDA, operator.domain_shape, prior)
+weight = paper.weight_of_mean(paper.CT_LAMBDA, operator.domain_shape, prior)
 fbp = operator.initial(y)
 
 
@@ -77,18 +79,7 @@ x = variational.reconstruct(
 report("ours", x, time.perf_counter() - begun)
 if arguments.full:
     begun = time.perf_counter()
-    x = variational.reconstruct(
-        likelihood,
-        prior,
-        y,
-        fbp,
-        weight=weight,
-        steps=arguments.steps,
-        lr=0.005,
-        schedule="constant",
-        random_patches=40_000,
-        progress=True,
-    ).x
+    x = paper.reconstruct_ct(likelihood, prior, y, fbp, steps=arguments.steps, progress=True).x
     report(f"published, {arguments.steps} steps", x, time.perf_counter() - begun)
 arguments.json.write_text(
     json.dumps({"threads": arguments.threads, "weight": weight, "rows": rows}, indent=1) + "\n"

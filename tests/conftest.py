@@ -33,3 +33,18 @@ def data_dir() -> Path:
     if not (folder / "material").is_dir():
         pytest.skip(f"no data in {folder}; set PATCHFLOW_DATA")
     return folder
+
+
+@pytest.fixture
+def single_precision():
+    """The default type of users, for tables and the command line."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def as_users_do(single_precision, tmp_path, monkeypatch):
+    """Single precision and an empty folder, as outside of the tests."""
+    monkeypatch.chdir(tmp_path)

@@ -19,15 +19,7 @@ from patchflow.io.images import read_image, read_stack, write_image
 from patchflow.numerics.patches import PatchSampler
 from patchflow.papers import patchnr_superresolution as table
 
-
-@pytest.fixture(autouse=True)
-def as_users_do(tmp_path, monkeypatch):
-    """Single precision and an empty folder, as outside of the tests."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 
 def texture(rows=64, columns=64):

@@ -54,15 +54,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def as_users_do(folder, tmp_path, monkeypatch):
+def as_users_do(as_users_do, folder, tmp_path):
     """Single precision and a fresh copy of the folder, as outside of the tests."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_default_dtype(before)
 
 
 def refused(capsys, arguments, message, code=2):

@@ -22,20 +22,11 @@ from patchflow.reconstruct import total_variation
 pytest.importorskip("h5py")
 pydicom = pytest.importorskip("pydicom")
 uid = pytest.importorskip("pydicom.uid")
+pytestmark = pytest.mark.usefixtures("as_users_do")
 
 SIZE, PIXEL = 32, 8.0  # mm
 VIEW = SIZE * PIXEL / 1000
 SERIES = uid.generate_uid()
-
-
-@pytest.fixture(autouse=True)
-def as_users_do(tmp_path, monkeypatch):
-    """Single precision and an empty folder, as outside of the tests."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    monkeypatch.chdir(tmp_path)
-    yield
-    torch.set_default_dtype(before)
 
 
 def slices(count=2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,7 @@ from patchflow.problems.tomography import ParallelBeam
 SIZE = 24
 
 
-@pytest.fixture(autouse=True)
-def _single_precision() -> Iterator[None]:
-    """Tables are made in float32, as users run them."""
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("single_precision")
 
 
 @pytest.fixture

@@ -259,7 +259,6 @@ def astra_cone_beam(
 
 def _require_astra() -> Any:
     try:
-        # An extra: the type checker runs where it is not installed, too.
         import astra  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("This needs ASTRA: run pip install 'patchflow[astra]'.") from error
