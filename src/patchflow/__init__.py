@@ -55,6 +55,7 @@ from patchflow.io.posterior import Posterior as Posterior
 from patchflow.io.posterior import read_posterior as read_posterior
 from patchflow.io.posterior import write_posterior as write_posterior
 from patchflow.learn import learn_patches as learn_patches
+from patchflow.learn_mixture import learn_epll as learn_epll
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.metrics import LPIPS as LPIPS
@@ -62,6 +63,7 @@ from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
 from patchflow.models import coupling_flow as coupling_flow
+from patchflow.models import epll as epll
 from patchflow.models import load as load
 from patchflow.models import patch_nr as patch_nr
 from patchflow.models import save as save

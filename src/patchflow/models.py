@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from patchflow.chains.bijections import AffineCoupling, random_permutation
@@ -17,6 +18,7 @@ from patchflow.io.images import fingerprint
 from patchflow.numerics.precision import Precision
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.patch import PatchPrior
+from patchflow.priors.patch_mixture import PatchMixture
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -96,7 +98,45 @@ def patch_nr(
     return _named(prior, "patch_nr", arguments)
 
 
-_MODELS = {"coupling_flow": coupling_flow, "patch_nr": patch_nr}
+def epll(
+    *,
+    size: int = 6,
+    channels: int = 1,
+    components: int = 200,
+    padding: int = 0,
+    remove_mean: bool = False,
+) -> PatchPrior:
+    """EPLL: the negative log-likelihood of a Gaussian mixture with full covariances on all patches of an image.
+
+    As it is made here all components are standard normal; learn it with :func:`patchflow.learn_epll`.
+
+    Args:
+        size: Side length of the patches in pixels.
+        channels: Channels of the images; a colour patch is one vector.
+        components: Number of components.
+        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
+        remove_mean: Whether the mean of a patch is taken out, as in the original.
+
+    Raises:
+        InputError: If ``components`` is not positive.
+
+    References:
+        Zoran, Weiss, "From learning models of natural image patches to whole image restoration", ICCV 2011
+    """
+    arguments = dict(locals())
+    if components < 1:
+        raise InputError(f"A mixture of {components} components is none; use at least 1.")
+    dim = channels * size**2 - remove_mean
+    mixture = PatchMixture(
+        torch.ones(components),
+        torch.zeros(components, dim),
+        torch.eye(dim).repeat(components, 1, 1),
+        remove_mean=remove_mean,
+    )
+    return _named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
+
+
+_MODELS = {"coupling_flow": coupling_flow, "patch_nr": patch_nr, "epll": epll}
 
 
 def save(

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from patchflow.energy import Proximable
-from patchflow.errors import InputError
+from patchflow.errors import InputError, NumericalError
 from patchflow.priors.variation import TotalVariation, image_gradient, minus_divergence
 from patchflow.solution import Solution
 
@@ -108,13 +109,15 @@ def half_quadratic_splitting(
     condition: Tensor | None = None,
     *,
     betas: Sequence[float],
+    weight: float = 1.0,
+    progress: bool = False,
 ) -> Solution:
     r"""Alternate between a denoiser and the exact data step.
 
-    .. math:: z = \mathrm{denoise}(x, \beta^{-1/2}), \qquad x = \arg\min_x \tfrac\beta2 \|x - z\|^2 + E(x \mid y)
+    .. math:: z = \mathrm{denoise}(x, \beta^{-1/2}), \qquad x = \arg\min_x \tfrac{w\beta}2 \|x - z\|^2 + E(x \mid y)
 
     With a denoiser that is the proximal map of an energy :math:`R` this lowers
-    :math:`E(x \mid y) + \tfrac\beta2 \|x - z\|^2 + R(z)` for growing :math:`\beta`.
+    :math:`E(x \mid y) + w \, (\tfrac\beta2 \|x - z\|^2 + R(z))` for growing :math:`\beta`.
 
     Args:
         data: The data term, with its exact proximal map.
@@ -122,20 +125,31 @@ def half_quadratic_splitting(
         init: Start (batch, channels, height, width).
         condition: The measurement.
         betas: The penalties :math:`\beta`, one per iteration, usually growing.
+        weight: The weight :math:`w` of what the denoiser stands for.
+        progress: Show a progress line.
 
     Returns:
-        The last point, and the relative distance of x and z at each step.
+        The last point, and the relative distance of x and z at each step. When interrupted (Ctrl-C), the point so far.
 
     Raises:
         InputError: If a penalty is not positive.
+        NumericalError: If the image is not finite.
     """
     if not betas or min(betas) <= 0:
         raise InputError(
             f"The penalties are {list(betas)} but must be positive, at least one of them."
         )
     x, history = init, []
-    for beta in betas:
-        z = denoise(x, beta**-0.5)
-        x = data.prox(z, 1 / beta, condition)
-        history.append(float((x - z).norm() / x.norm()))
+    try:
+        for beta in tqdm(betas, disable=not progress, unit="step", dynamic_ncols=True):
+            z = denoise(x, beta**-0.5)
+            x = data.prox(z, 1 / (weight * beta), condition)
+            history.append(float((x - z).norm() / x.norm()))
+    except KeyboardInterrupt:
+        # As in minimize: what has been computed is worth keeping.
+        pass
+    if not bool(x.isfinite().all()):
+        raise NumericalError(
+            f"The image is not finite after {len(history)} steps; check the measurement and the penalties."
+        )
     return Solution(x, history, len(history), False)

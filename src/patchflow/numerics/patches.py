@@ -99,6 +99,22 @@ def dihedral_orders(channels: int, size: int) -> Tensor:
     return torch.stack([view.flatten() for t in turned for view in (t, t.flip(2))])
 
 
+def common_channels(images: Sequence[Tensor]) -> int:
+    """The number of channels of training images, each (1, channels, height, width).
+
+    Raises:
+        InputError: If there is no image or the numbers differ.
+    """
+    if not images:
+        raise InputError("There are no training images; give one to six images.")
+    channels = {image.shape[1] for image in images}
+    if len(channels) > 1:
+        raise InputError(
+            f"The training images have {sorted(channels)} channels; convert them all to grey or all to colour."
+        )
+    return channels.pop()
+
+
 class PatchSampler:
     """Random batches of the patches of a few images, drawn without unfolding the images.
 
@@ -118,15 +134,8 @@ class PatchSampler:
     def __init__(
         self, images: Sequence[Tensor], size: int, batch: int = 256, *, dihedral: bool = False
     ) -> None:
-        if not images:
-            raise InputError("There are no training images; give one to six images.")
-        channels = {image.shape[1] for image in images}
-        if len(channels) > 1:
-            raise InputError(
-                f"The training images have {sorted(channels)} channels; convert them all to grey or all to colour."
-            )
         self.size, self.batch = size, batch
-        self.channels = channels.pop()
+        self.channels = common_channels(images)
         starts, offsets, total = [], [], 0
         for image in images:
             height, width = image.shape[-2:]
