@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import patchflow as pf
+from patchflow.reconstruct import total_variation
 
 
 class ShakenRows(pf.LinearOperator):
@@ -40,7 +41,7 @@ print(f"adjoint error: {pf.adjoint_error(operator):.1e}")
 likelihood = pf.GaussianLikelihood(operator, std=0.01)
 y = likelihood.simulate(truth)
 start = operator.initial(y)
-x = pf.primal_dual(likelihood, 10, pf.TotalVariation(), start, y).x
+x = total_variation.reconstruct(likelihood, y, start, weight=10).x
 for name, image in (("measurement", y), ("start", start), ("L2-TV", x)):
     print(f"{name}: {pf.psnr(image, truth).item():.2f} dB")
 pf.write_image("own_operator.png", x)

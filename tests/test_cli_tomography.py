@@ -16,8 +16,8 @@ from patchflow.io.images import read_stack, write_image
 from patchflow.io.sinogram import Sinogram, read_sinogram, write_sinogram
 from patchflow.metrics import psnr
 from patchflow.papers import altekrueger2023_patchnr as paper
+from patchflow.priors import differences
 from patchflow.problems.attenuation import MU_MAX, from_hounsfield, to_hounsfield
-from patchflow.reconstruct import total_variation
 
 pytest.importorskip("h5py")
 pydicom = pytest.importorskip("pydicom")
@@ -284,7 +284,7 @@ def test_report_and_dicom_output(sinogram, model, series, monkeypatch, capsys):
 
 
 def test_interrupted_reconstruction_keeps_what_is_finished(sinogram, series, monkeypatch, capsys):
-    work, calls = total_variation.minus_divergence, []
+    work, calls = differences.minus_divergence, []
 
     def interrupt(*arguments):
         calls.append(1)
@@ -292,7 +292,7 @@ def test_interrupted_reconstruction_keeps_what_is_finished(sinogram, series, mon
             raise KeyboardInterrupt
         return work(*arguments)
 
-    monkeypatch.setattr(total_variation, "minus_divergence", interrupt)
+    monkeypatch.setattr(differences, "minus_divergence", interrupt)
     run = ["reconstruct", *MEASURED, "--method=tv", "--steps=15"]
     stop = 60  # in the second slice
     assert main([*run, "-o", "derived", "--template=slices"]) == 0

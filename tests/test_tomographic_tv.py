@@ -145,7 +145,10 @@ def test_unmeasured_directions_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("change", "fault"),
-    [({"weight": 0.0}, "must be positive"), ({"operator": pf.Identity((16, 16))}, "projector")],
+    [
+        ({"weight": 0.0}, "must be positive"),
+        ({"operator": pf.Identity((16, 16))}, "a projector with"),
+    ],
 )
 def test_refused(change: dict[str, object], fault: str) -> None:
     likelihood, x, y = _problem()

@@ -9,7 +9,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,88 +18,130 @@ from tqdm import tqdm
 
 from patchflow.energy import Proximable
 from patchflow.errors import InputError, NumericalError
-from patchflow.priors.variation import TotalVariation, image_gradient, minus_divergence
+from patchflow.priors.differences import Fields
 from patchflow.solution import Solution
 
-# Measured on super-resolution x4 (noise 0.01, weight 5): 0.005, 0.015 and 0.05 leave relative residuals of
-# 3e-3, 5e-4 and 3e-3 after 200 iterations.
-STEP = 0.015
-# Below 2; 1 is the original method, which took 226 iterations there (weight 3.5) instead of 130.
-RELAXATION = 1.9
+
+class Saddle(ABC):
+    r"""A convex problem :math:`\min_u G(u) + F(K u) = \min_u \max_d G(u) + \langle K u, d\rangle - F^*(d)`.
+
+    The variables :math:`u` and :math:`d` are tuples of tensors. Steps may be preconditioned by fixed symmetric maps
+    :math:`T` and :math:`\Sigma` with :math:`\|\Sigma^{1/2} K T^{1/2}\| \le 1`.
+    """
+
+    @abstractmethod
+    def apply(self, u: Fields) -> Fields:
+        r"""The images :math:`K u`."""
+
+    @abstractmethod
+    def adjoint(self, d: Fields) -> Fields:
+        r"""The slopes :math:`K^\top d`."""
+
+    @abstractmethod
+    def primal_step(self, u: Fields, slope: Fields) -> tuple[Fields, Fields]:
+        r"""The proximal point of :math:`u - T s` for G, and a subgradient of G there."""
+
+    @abstractmethod
+    def dual_step(self, d: Fields, ahead: Fields) -> tuple[Fields, Tensor]:
+        r"""The proximal point of :math:`d + \Sigma a` for :math:`F^*`, and the value of :math:`F^*` there."""
+
+    @abstractmethod
+    def energies(self, u: Fields, image: Fields) -> tuple[Tensor, Tensor]:
+        r"""The values :math:`G(u)` and :math:`F(K u)`."""
+
+    @abstractmethod
+    def lowest(self, slope: Fields, u: Fields, image: Fields) -> Tensor:
+        r"""The smallest :math:`\langle s, u'\rangle` over a bounded set that holds a minimiser."""
 
 
 @torch.no_grad()
 def primal_dual(
-    data: Proximable,
-    weight: float | int,
-    variation: TotalVariation,
-    init: Tensor,
-    condition: Tensor | None = None,
+    problem: Saddle,
+    u: Fields,
+    d: Fields,
     *,
-    step: float | int | None = None,
-    max_iterations: int = 2000,
-    tolerance: float = 1e-3,
-    callback: Callable[[int, Tensor, float], None] | None = None,
+    relaxation: float,
+    max_iterations: int,
+    tolerance: float,
+    callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None,
+    progress: bool = False,
 ) -> Solution:
-    r"""Minimise :math:`E(x \mid y) + w\, \mathrm{TV}(x)` by the over-relaxed primal-dual method of Chambolle and Pock.
+    r"""Solve a saddle point problem by the over-relaxed primal-dual method of Chambolle and Pock.
 
-    It stops when the primal and the dual residual of the optimality conditions, relative to the sizes of
-    :math:`x` and of the dual variable's divergence, are both below ``tolerance``.
+    A subgradient :math:`g` of G at the present :math:`u` bounds the energy of every :math:`u'` from below by
+
+    .. math:: G(u) - \langle g, u\rangle + \langle g + K^\top d, u'\rangle - F^*(d),
+
+    so its minimum over a bounded set that holds a minimiser bounds the smallest energy. It stops when the duality
+    gap, the distance of the energy to this bound, is at most ``tolerance`` times the energy.
 
     Args:
-        data: The data term, with its exact proximal map.
-        weight: The weight :math:`w`.
-        variation: The total variation.
-        init: Start (batch, channels, height, width).
-        condition: The measurement.
-        step: Primal step; the dual one is :math:`1 / (8 \tau)`. By default :data:`STEP` / :math:`w`, which
-            balances the movement of pixels in [0, 1] against dual variables of size :math:`w`.
+        problem: The problem, its steps and its bounds.
+        u: Start of the primal variables; the first of them is the image.
+        d: Start of the dual variables.
+        relaxation: Below 2; 1 is the original method.
         max_iterations: Stop after this many iterations in any case.
         tolerance: See above.
-        callback: Called after each step with its number, the current x and the larger residual.
+        callback: Called after each step with its number, the current image and its energy; what it returns is shown.
+        progress: Show a progress line.
 
     Returns:
-        The last point, the larger of the two relative residuals at each step, and whether they reached ``tolerance``.
-        When interrupted (Ctrl-C), the point so far.
+        The last image, the energies along the way, and whether the gap closed. When interrupted (Ctrl-C), the
+        image so far.
 
     Raises:
-        InputError: If the weight is not positive.
+        InputError: If the tolerance is not positive.
+        NumericalError: If the energy is not finite.
     """
-    if not weight > 0:
-        raise InputError(f"The weight of total variation is {weight} but must be positive.")
-    tau = STEP / weight if step is None else step
-    sigma = 1 / (8 * tau)
-    x = x_new = init
-    p = torch.zeros_like(image_gradient(x))
-    gradient, divergence = image_gradient(x), minus_divergence(p)
+    if not tolerance > 0:
+        raise InputError(
+            f"The tolerance is {tolerance} but must be positive; 1e-3 of the energy is usual."
+        )
+    u_new = u
+    image, slope = problem.apply(u), problem.adjoint(d)
     history: list[float] = []
-    tiny = torch.finfo(x.dtype).tiny
+    converged = False
+    bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
     try:
         for k in range(max_iterations):
-            x_new = data.prox(x - tau * divergence, tau, condition)
-            gradient_new = image_gradient(x_new)
-            p_new = variation.project(p + sigma * (2 * gradient_new - gradient), weight)
-            divergence_new = minus_divergence(p_new)
-            # Residuals of 0 in dE(x) + D'p and 0 in dF*(p) - Dx, where F* is the indicator of the dual ball.
-            primal = ((x - x_new) / tau - (divergence - divergence_new)).norm()
-            dual = ((p - p_new) / sigma - (gradient - gradient_new)).norm()
-            residual = torch.maximum(
-                primal / divergence_new.norm().clamp_min(tiny),
-                dual / gradient_new.norm().clamp_min(tiny),
-            )
-            # Over-relaxation of both variables; D and D' are linear, so their images relax alike.
-            x, p = torch.lerp(x, x_new, RELAXATION), torch.lerp(p, p_new, RELAXATION)
-            gradient = torch.lerp(gradient, gradient_new, RELAXATION)
-            divergence = torch.lerp(divergence, divergence_new, RELAXATION)
-            history.append(float(residual))
+            u_new, own = problem.primal_step(u, slope)
+            image_new = problem.apply(u_new)
+            ahead = tuple(2 * new - old for new, old in zip(image_new, image, strict=True))
+            d_new, conjugate = problem.dual_step(d, ahead)
+            slope_new = problem.adjoint(d_new)
+            smooth, rough = problem.energies(u_new, image_new)
+            energy = smooth + rough
+            total = tuple(a + b for a, b in zip(own, slope_new, strict=True))
+            inner = sum((g * v).sum() for g, v in zip(own, u_new, strict=True))
+            gap = rough + inner + conjugate - problem.lowest(total, u_new, image_new)
+            history.append(float(energy))
+            if not torch.isfinite(energy):
+                raise NumericalError(
+                    f"The energy is {history[-1]} at step {k}; check the measurement and its noise level or number of "
+                    "photons."
+                )
+            converged = bool(gap <= tolerance * energy.abs())
+            # Over-relaxation of all variables; their images are linear, so they relax alike.
+            u, d = _relax(u, u_new, relaxation), _relax(d, d_new, relaxation)
+            image = _relax(image, image_new, relaxation)
+            slope = _relax(slope, slope_new, relaxation)
+            shown = {"energy": f"{history[-1]:.5g}", "gap": f"{float(gap):.3g}"}
             if callback is not None:
-                callback(k, x_new, history[-1])
-            if history[-1] < tolerance:
+                shown |= callback(k, u_new[0], history[-1]) or {}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if converged:
                 break
     except KeyboardInterrupt:
-        # As in minimize: what has been computed is worth keeping.
+        # What has been computed is worth keeping; the caller sees that fewer steps were taken.
         pass
-    return Solution(x_new, history, len(history), bool(history) and history[-1] < tolerance)
+    finally:
+        bar.close()
+    return Solution(u_new[0], history, len(history), converged)
+
+
+def _relax(old: Fields, new: Fields, relaxation: float) -> Fields:
+    return tuple(torch.lerp(a, b, relaxation) for a, b in zip(old, new, strict=True))
 
 
 @torch.no_grad()

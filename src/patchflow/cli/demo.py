@@ -15,12 +15,11 @@ from patchflow.io.atomic import write_bytes
 from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.metrics import crop, psnr, ssim
-from patchflow.priors.variation import TotalVariation
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import total_variation
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.report import Curve, Panel, Report, figure_grid, write_report
-from patchflow.splitting import primal_dual
 from patchflow.table import PSNR, SECONDS, SSIM, Record, build_table
 
 NOISE = 0.01
@@ -76,7 +75,7 @@ def demo(
         {"training": training.seconds, "bicubic, aligned": 0.0},
     )
     begun = time.perf_counter()
-    images["L2-TV"] = primal_dual(likelihood, TV_WEIGHT, TotalVariation(), init, y).x
+    images["L2-TV"] = total_variation.reconstruct(likelihood, y, init, weight=TV_WEIGHT).x
     timings["L2-TV"] = time.perf_counter() - begun
     begun = time.perf_counter()
     solution = reconstruct(

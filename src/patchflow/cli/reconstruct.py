@@ -29,12 +29,10 @@ from patchflow.io.images import read_stack, write_image
 from patchflow.metrics import psnr, ssim
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.patch import PatchPrior
-from patchflow.priors.variation import TotalVariation
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct import variational
+from patchflow.reconstruct import total_variation, variational
 from patchflow.report import Curve, Panel, Report, write_report
 from patchflow.solution import Solution
-from patchflow.splitting import primal_dual
 from patchflow.table import Record, build_table
 
 # The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
@@ -185,7 +183,9 @@ def reconstruct(
         )
     else:
         weight = 0.035 / std if weight is None else weight
-        solution = primal_dual(likelihood, weight, TotalVariation(), init, y)
+        solution = total_variation.reconstruct(
+            likelihood, y, init, weight=weight, callback=follow, progress=True
+        )
     seconds = time.perf_counter() - begun
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)

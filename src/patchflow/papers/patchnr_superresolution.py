@@ -26,11 +26,10 @@ from patchflow.metrics import LPIPS, crop, psnr, ssim
 from patchflow.models import patch_nr
 from patchflow.papers.altekrueger2023_patchnr import CROP, NOISE, PUBLISHED, SIZE
 from patchflow.priors.patch import PatchPrior
-from patchflow.priors.variation import TotalVariation
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import total_variation
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
-from patchflow.splitting import primal_dual
 from patchflow.table import Record, Table, build_table
 
 try:
@@ -157,7 +156,8 @@ def _solvers(
         return likelihood.operator.initial(y)
 
     def tv(likelihood: GaussianLikelihood, y: Tensor) -> Tensor:
-        return primal_dual(likelihood, TV_WEIGHT, TotalVariation(), bicubic(likelihood, y), y).x
+        init = bicubic(likelihood, y)
+        return total_variation.reconstruct(likelihood, y, init, weight=TV_WEIGHT).x
 
     def patchnr(likelihood: GaussianLikelihood, y: Tensor, prior: PatchPrior) -> Tensor:
         return reconstruct(likelihood, prior, y, bicubic(likelihood, y), weight=DEFAULT_WEIGHT).x
