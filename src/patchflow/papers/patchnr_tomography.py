@@ -8,16 +8,13 @@ third kernel. Or, where it is at hand, LoDoPaB itself: the first 100 test images
 from __future__ import annotations
 
 import csv
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError
 from patchflow.io.lodopab import is_lodopab, read_pairs
@@ -26,17 +23,13 @@ from patchflow.metrics import psnr, ssim
 from patchflow.models import patch_nr
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers.altekrueger2023_patchnr import CT_LAMBDA, CT_PADDING, weight_of_mean
+from patchflow.papers.comparison import Case, Solver, check_choice, compare
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import from_hounsfield
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.reconstruct import total_variation, variational
-from patchflow.table import SECONDS, Metric, Record, Table, build_table
-
-try:
-    import resource
-except ImportError:  # Windows keeps no high-water mark that Python reads.
-    resource = None
+from patchflow.table import SECONDS, Metric, Record, Table
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
 METHODS = ("fbp", "tv", "patchnr")
@@ -82,15 +75,6 @@ PUBLISHED: dict[Problem, dict[str, dict[str, float]]] = {
 }
 
 
-class Slice(NamedTuple):
-    """A slice with its measurement, and what its row is called: the kernel, or nothing."""
-
-    name: str
-    group: str
-    truth: Tensor
-    sinogram: Tensor
-
-
 def run(
     data: Path,
     problem: Problem,
@@ -121,61 +105,43 @@ def run(
     Raises:
         InputError: If a method or kernel is unknown or a file is missing.
     """
-    for given, known in ((methods, METHODS), (kernels, KERNELS)):
-        unknown = [name for name in given if name not in known]
-        if unknown or not given:
-            raise InputError(
-                f"There is no {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}."
-            )
+    check_choice(methods, METHODS)
+    check_choice(kernels, KERNELS)
     if images is not None and images < 1:
         raise InputError(f"The number of images is {images} but must be at least 1.")
     original = is_lodopab(data)
     fine = lodopab.geometry(lodopab.FINE)
-    slices = (
-        _lodopab_slices(data, images or 100)
+    kept = lodopab.LIMITED if problem == "ct-limited-angle" else slice(None)
+    likelihood = lodopab.likelihood(lodopab.geometry().select(kept))
+    cases = (
+        _lodopab_cases(data, images or 100, likelihood, kept)
         if original
-        else _slices(data, kernels, images, fine, seed)
+        else _cases(data, kernels, images, fine, likelihood, kept, seed)
     )
     training = ""
     if "patchnr" in methods and prior is None:
         prior, training = _learn(data, seconds, seed)
-    operator = lodopab.geometry()
-    kept = lodopab.LIMITED if problem == "ct-limited-angle" else slice(None)
-    likelihood = lodopab.likelihood(operator.select(kept))
+    first = cases[0]
+    repeats = [
+        first._replace(y=_simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
+        for k in range(0 if original else NOISE_SEEDS)
+    ]
     solvers = _solvers(problem, prior)
-    records, peaks = [], {}
-    for method in methods:
-        for item in tqdm(slices, desc=method, unit="slice", dynamic_ncols=True):
-            label = f"{method}, {item.group}" if item.group else method
-            y = item.sinogram[:, :, kept]
-            records.append(Record(label, item.name, _measure(solvers[method], likelihood, y, item)))
-            # The process's high-water mark: methods run from the smallest to the largest.
-            if resource is not None:
-                peaks[label] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    floor = {}
-    if not original:
-        method = "tv" if "tv" in methods else methods[0]
-        repeats = []
-        for k in range(NOISE_SEEDS):
-            noisy = _simulate(slices[0].truth, fine, seed + 1000 + k)[:, :, kept]
-            repeats.append(_measure(solvers[method], likelihood, noisy, slices[0]))
-        ranked = [metric.name for metric in METRICS if metric.higher_is_better]
-        floor = {name: statistics.stdev(values[name] for values in repeats) for name in ranked}
+    outcome = compare(
+        cases,
+        {method: solvers[method] for method in methods},
+        _measure,
+        repeats=repeats,
+        steady="tv" if "tv" in methods else methods[0],
+        ranked=[metric.name for metric in METRICS if metric.higher_is_better],
+    )
     missing = "36 of 180 degrees missing, " if problem == "ct-limited-angle" else ""
     protocol = (
-        f"LoDoPaB geometry, {missing}{lodopab.PHOTONS} photons, {len(slices)} slices, range of each slice or 1, "
+        f"LoDoPaB geometry, {missing}{lodopab.PHOTONS} photons, {len(cases)} slices, range of each slice or 1, "
         f"{torch.get_num_threads()} threads{training}"
     )
-    table = build_table(
-        problem,
-        protocol,
-        records,
-        published=PUBLISHED[problem] if original else None,
-        peak_mib=peaks,
-        floor=floor,
-        metrics=METRICS,
-    )
-    return table, records
+    published = PUBLISHED[problem] if original else None
+    return outcome.table(problem, protocol, METRICS, published), outcome.records
 
 
 def _learn(data: Path, seconds: float, seed: int) -> tuple[PatchPrior, str]:
@@ -225,21 +191,27 @@ def _load(path: Path) -> Tensor:
         ) from error
 
 
-def _slices(
-    data: Path, kernels: Sequence[str], images: int | None, fine: ParallelBeam, seed: int
-) -> list[Slice]:
+def _cases(
+    data: Path,
+    kernels: Sequence[str],
+    images: int | None,
+    fine: ParallelBeam,
+    likelihood: Likelihood,
+    kept: slice,
+    seed: int,
+) -> list[Case]:
     hu = _load(data / "ct" / "lung_val_hu.npz")
     with open(data / "ct" / "lung_val.csv", newline="") as file:
         names = [line["kernel"] for line in csv.DictReader(file)]
-    slices = []
+    cases = []
     for kernel in kernels:
         first = names.index(kernel)
         for row in REPORTED[:images]:
             torch.manual_seed(seed + row)
             truth = from_hounsfield(hu[None, None, first + row], dither=True)
-            sinogram = _simulate(truth, fine, seed + row)
-            slices.append(Slice(str(first + row), kernel, truth, sinogram))
-    return slices
+            y = _simulate(truth, fine, seed + row)[:, :, kept]
+            cases.append(Case(str(first + row), kernel, truth, likelihood, y))
+    return cases
 
 
 def _simulate(truth: Tensor, fine: ParallelBeam, seed: int) -> Tensor:
@@ -247,34 +219,32 @@ def _simulate(truth: Tensor, fine: ParallelBeam, seed: int) -> Tensor:
     return lodopab.simulate(truth, fine)
 
 
-def _lodopab_slices(folder: Path, images: int) -> list[Slice]:
+def _lodopab_cases(folder: Path, images: int, likelihood: Likelihood, kept: slice) -> list[Case]:
     truth, sinograms = read_pairs(folder, "test", range(images))
     pairs = zip(truth.split(1), sinograms.split(1), strict=True)
-    return [Slice(str(k), "", x, y) for k, (x, y) in enumerate(pairs)]
+    return [Case(str(k), "", x, likelihood, y[:, :, kept]) for k, (x, y) in enumerate(pairs)]
 
 
-def _solvers(
-    problem: Problem, prior: PatchPrior | None
-) -> dict[str, Callable[[Likelihood, Tensor], Tensor]]:
-    def fbp(likelihood: Likelihood, y: Tensor) -> Tensor:
-        operator = likelihood.operator
+def _solvers(problem: Problem, prior: PatchPrior | None) -> dict[str, Solver]:
+    def fbp(case: Case) -> Tensor:
+        operator = case.likelihood.operator
         assert isinstance(operator, ParallelBeam)
-        return operator.initial(y)
+        return operator.initial(case.y)
 
-    def tv(likelihood: Likelihood, y: Tensor, steps: int = TV_STEPS[problem]) -> Tensor:
+    def tv(case: Case, steps: int = TV_STEPS[problem]) -> Tensor:
         weight = TV_WEIGHTS[problem]
         return total_variation.reconstruct(
-            likelihood, y, fbp(likelihood, y), weight=weight, max_iterations=steps
+            case.likelihood, case.y, fbp(case), weight=weight, max_iterations=steps
         ).x
 
-    def patchnr(likelihood: Likelihood, y: Tensor) -> Tensor:
+    def patchnr(case: Case) -> Tensor:
         assert prior is not None
-        init = tv(likelihood, y, TV_STEPS[problem] // 2)
+        init = tv(case, TV_STEPS[problem] // 2)
         weight = weight_of_mean(CT_LAMBDA, (init.shape[2], init.shape[3]), prior)
         return variational.reconstruct(
-            likelihood,
+            case.likelihood,
             prior,
-            y,
+            case.y,
             init,
             weight=weight,
             steps=PATCHNR_STEPS[problem],
@@ -284,17 +254,12 @@ def _solvers(
     return {"fbp": fbp, "tv": tv, "patchnr": patchnr}
 
 
-def _measure(
-    solve: Callable[[Likelihood, Tensor], Tensor], likelihood: Likelihood, y: Tensor, item: Slice
-) -> Mapping[str, float]:
-    begun = time.perf_counter()
-    x = solve(likelihood, y)
-    seconds = time.perf_counter() - begun
-    own = float(item.truth.max() - item.truth.min())
+def _measure(case: Case, x: Tensor) -> Mapping[str, float]:
+    own = float(case.truth.max() - case.truth.min())
     figures = {
-        "psnr": psnr(x, item.truth, own),
-        "ssim": ssim(x, item.truth, own),
-        "psnr_range_1": psnr(x, item.truth),
-        "ssim_range_1": ssim(x, item.truth),
+        "psnr": psnr(x, case.truth, own),
+        "ssim": ssim(x, case.truth, own),
+        "psnr_range_1": psnr(x, case.truth),
+        "ssim_range_1": ssim(x, case.truth),
     }
-    return {name: float(value[0]) for name, value in figures.items()} | {"seconds": seconds}
+    return {name: float(value[0]) for name, value in figures.items()}

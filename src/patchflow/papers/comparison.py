@@ -1,0 +1,127 @@
+"""Methods side by side: the same measurements, starts and clocks for all, a row for each method and kind of problem."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from tqdm import tqdm
+
+from patchflow.errors import InputError
+from patchflow.problems.likelihood import Likelihood
+from patchflow.table import Metric, Record, Table, build_table
+
+try:
+    import resource
+except ImportError:  # Windows keeps no high-water mark that Python reads.
+    resource = None
+
+
+class Case(NamedTuple):
+    """An image with its measurement.
+
+    Attributes:
+        image: The image's name.
+        group: The kind of problem, which its rows are called after; empty if there is only one.
+        truth: The image (1, channels, height, width).
+        likelihood: The law of the measurement.
+        y: The measurement.
+    """
+
+    image: str
+    group: str
+    truth: Tensor
+    likelihood: Likelihood
+    y: Tensor
+
+
+Solver = Callable[[Case], Tensor]
+
+
+class Comparison(NamedTuple):
+    """What the methods gave.
+
+    Attributes:
+        records: The figures of each method and image.
+        peak_mib: The process's high-water mark of memory after each method: run them from the smallest to the largest.
+        pictures: The reconstructions of the first image of each kind of problem, by method and kind.
+        floor: The noise floor of each metric that is ranked, see :class:`patchflow.table.Table`.
+    """
+
+    records: list[Record]
+    peak_mib: dict[str, float]
+    pictures: dict[tuple[str, str], Tensor]
+    floor: dict[str, float]
+
+    def table(
+        self,
+        name: str,
+        protocol: str,
+        metrics: Sequence[Metric],
+        published: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> Table:
+        """The table of these records; see :func:`patchflow.table.build_table`."""
+        return build_table(
+            name,
+            protocol,
+            self.records,
+            published=published,
+            peak_mib=self.peak_mib,
+            floor=self.floor,
+            metrics=metrics,
+        )
+
+
+def check_choice(given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse unknown names and an empty choice.
+
+    Raises:
+        InputError: As said.
+    """
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise InputError(
+            f"There is no {unknown[0] if unknown else ''!r}; choose from {', '.join(known)}."
+        )
+
+
+def compare(
+    cases: Sequence[Case],
+    solvers: Mapping[str, Solver],
+    measure: Callable[[Case, Tensor], Mapping[str, float]],
+    *,
+    repeats: Sequence[Case] = (),
+    steady: str | None = None,
+    ranked: Sequence[str] = ("psnr", "ssim"),
+) -> Comparison:
+    """Solve all cases by all methods.
+
+    Args:
+        cases: The measured images.
+        solvers: The methods, from the smallest in memory to the largest.
+        measure: The figures of a reconstruction.
+        repeats: The first image with other noise: the standard deviation of its figures is the noise floor.
+        steady: The method that the floor is measured with; the last by default.
+        ranked: The metrics that have a floor.
+    """
+    records, peaks, pictures = [], {}, {}
+    for method, solve in solvers.items():
+        for case in tqdm(cases, desc=method, unit="image", dynamic_ncols=True):
+            label = f"{method}, {case.group}" if case.group else method
+            begun = time.perf_counter()
+            x = solve(case)
+            seconds = time.perf_counter() - begun
+            values = dict(measure(case, x)) | {"seconds": seconds}
+            records.append(Record(label, case.image, values))
+            pictures.setdefault((method, case.group), x)
+            if resource is not None:
+                peaks[label] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    floor = {}
+    if len(repeats) > 1:
+        solve = solvers[steady or list(solvers)[-1]]
+        figures = [measure(case, solve(case)) for case in repeats]
+        floor = {name: statistics.stdev(values[name] for values in figures) for name in ranked}
+    return Comparison(records, peaks, pictures, floor)
