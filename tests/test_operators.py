@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from torch.nn import functional
 
@@ -29,8 +30,12 @@ OPERATORS = {
     "blur-periodic-indivisible": lambda: Blur(kernel(3, 3), (9, 8), "periodic", stride=2),
     "blur-reflect": lambda: Blur(kernel(4, 5), (9, 8), "reflect"),
     "blur-reflect-stride": lambda: Blur(kernel(5, 4), (9, 8), "reflect", stride=2),
+    "blur-reflect-fft": lambda: Blur(kernel(9, 8), (11, 10), "reflect"),
+    "blur-reflect-fft-stride": lambda: Blur(kernel(17, 16), (18, 20), "reflect", stride=2),
     "blur-valid": lambda: Blur(kernel(4, 5), (9, 8), "valid"),
     "blur-valid-stride": lambda: Blur(kernel(4, 5), (13, 14), "valid", stride=3),
+    "blur-valid-fft": lambda: Blur(kernel(9, 8), (11, 12), "valid"),
+    "blur-valid-fft-stride": lambda: Blur(kernel(17, 16), (20, 23), "valid", stride=2),
     "downsample-circular": lambda: downsample((12, 8), 4, kernel_size=6),
     "downsample-circular-odd": lambda: downsample((9, 15), 3, kernel_size=5),
     "downsample-valid": lambda: downsample((12, 15), 2, kernel_size=6, boundary="valid"),
@@ -147,16 +152,20 @@ def test_paper_shapes_valid():
     assert downsample((600, 600), 4, boundary="valid").range_shape == (147, 147)
 
 
-def test_blur_is_correlation_centred():
-    x = np.random.default_rng(0).random((12, 13))
-    weights = kernel(5, 3).numpy()
-    for boundary, mode in (("periodic", "wrap"), ("reflect", "reflect")):
-        padded = np.pad(x, ((2, 2), (1, 1)), mode=mode)
-        expected = np.array(
-            [[(padded[i : i + 5, j : j + 3] * weights).sum() for j in range(13)] for i in range(12)]
-        )
-        y = Blur(kernel(5, 3), (12, 13), boundary)(torch.from_numpy(x)[None, None])
-        assert np.abs(y[0, 0].numpy() - expected).max() < 1e-14
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (11, 9)]
+)  # below and above the size from which it is done by Fourier
+@pytest.mark.parametrize(
+    ("boundary", "mode"), [("periodic", "wrap"), ("reflect", "mirror"), ("valid", "constant")]
+)
+def test_blur_is_correlation_centred(shape, boundary, mode):
+    x = np.random.default_rng(0).random((14, 13))
+    expected = scipy.ndimage.correlate(x, kernel(*shape).numpy(), mode=mode)
+    if boundary == "valid":
+        rows, columns = shape[0] // 2, shape[1] // 2
+        expected = expected[rows:-rows, columns:-columns]
+    y = Blur(kernel(*shape), (14, 13), boundary)(torch.from_numpy(x)[None, None])
+    assert np.abs(y[0, 0].numpy() - expected).max() < 1e-13
 
 
 def smooth_image(height, width):

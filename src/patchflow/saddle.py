@@ -114,7 +114,8 @@ class ProximalSaddle(_Regularised):
         """The proximal map of the data for the image, a step of descent for the other fields."""
         ahead = tuple(a.sub(s, alpha=t) for a, s, t in zip(u, slope, self.taus, strict=True))
         rho = self.likelihood.std**2 / self.taus[0]
-        x = self.likelihood.operator.solve(torch.add(self.back, ahead[0], alpha=rho), rho)
+        b = torch.add(self.back, ahead[0], alpha=rho)
+        x = self.likelihood.operator.solve(b, rho, ahead[0])
         own = (ahead[0] - x) / self.taus[0]
         return (x, *ahead[1:]), (own, *(torch.zeros_like(v) for v in ahead[1:]))
 

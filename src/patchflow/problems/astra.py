@@ -119,9 +119,9 @@ class AstraProjector(Projector):
         _check_last_axes("sinogram", y, self.range_shape)
         return apply_linear(y, self.backproject, self.project)
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """See :meth:`LinearOperator.solve`; in float32, beyond which the residual is ASTRA's rounding."""
-        return super().solve(b.float(), rho).to(b)
+        return super().solve(b.float(), rho, init if init is None else init.float()).to(b)
 
     def initial(self, y: Tensor) -> Tensor:
         """Twenty steps of conjugate gradients on the normal equations."""

@@ -79,7 +79,7 @@ class Blur(LinearOperator):
         self.register_buffer("kernel", kernel, persistent=False)
         self._spectra: tuple[Tensor, torch.dtype, Tensor, Tensor] | None = None
         # Direct correlation costs rows * columns / stride^2 products a pixel; an FFT pair about as much as 64.
-        self._fast = boundary == "periodic" and rows * columns > 64 * stride**2
+        self._fast = rows * columns > 64 * stride**2
 
     def forward(self, x: Tensor) -> Tensor:
         """Correlate; see :meth:`Operator.forward`."""
@@ -92,20 +92,23 @@ class Blur(LinearOperator):
         return apply_linear(y, self._spread, self._correlate)
 
     def _correlate(self, x: Tensor) -> Tensor:
-        if self._fast:
-            return multiply(x, self._spectrum(x.dtype)[0])[..., :: self.stride, :: self.stride]
-        for axis in (-2, -1):
-            if self.boundary != "valid":
+        if self.boundary == "reflect" or (self.boundary == "periodic" and not self._fast):
+            for axis in (-2, -1):
                 x = x.index_select(axis, self._index(axis, x.device))
+        if self._fast:
+            rows, columns = (slice(0, n * self.stride, self.stride) for n in self.range_shape)
+            return multiply(x, self._spectrum(x.dtype)[0])[..., rows, columns]
         flat = x.reshape(-1, 1, *x.shape[-2:])
         y = functional.conv2d(flat, self.kernel[None, None].to(x.dtype), stride=self.stride)
         return y.view(*x.shape[:-2], *self.range_shape)
 
     def _spread(self, y: Tensor) -> Tensor:
         if self._fast:
-            x = y.new_zeros(*y.shape[:-2], *self.domain_shape)
-            x[..., :: self.stride, :: self.stride] = y
-            return multiply(x, self._spectrum(y.dtype)[0].conj())
+            grid = self._extended if self.boundary == "reflect" else self.domain_shape
+            x = y.new_zeros(*y.shape[:-2], *grid)
+            rows, columns = (slice(0, n * self.stride, self.stride) for n in self.range_shape)
+            x[..., rows, columns] = y
+            return self._fold(multiply(x, self._spectrum(y.dtype)[0].conj()))
         flat = y.reshape(-1, 1, *self.range_shape)
         # One small correlation for each phase of the large grid: five times as fast as a transposed convolution.
         stride, (rows, columns) = self.stride, self.kernel.shape
@@ -116,20 +119,24 @@ class Blur(LinearOperator):
         phases = phases.reshape(stride**2, 1, tall, wide)
         x = functional.conv2d(flat, phases, padding=(tall - 1, wide - 1))
         x = functional.pixel_shuffle(x, stride)
-        padded = self._padded_shape()
+        padded = self._extended
         x = functional.pad(x, (0, padded[1] - x.shape[3], 0, padded[0] - x.shape[2]))
+        return self._fold(x).view(*y.shape[:-2], *self.domain_shape)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """Add what lies outside of the image to where it was taken from."""
         for axis in (-2, -1):
-            if self.boundary != "valid":
+            if x.shape[axis] > self.domain_shape[axis]:
                 shape = list(x.shape)
                 shape[axis] = self.domain_shape[axis]
                 x = x.new_zeros(shape).index_add(axis, self._index(axis, x.device), x)
-        return x.view(*y.shape[:-2], *self.domain_shape)
+        return x
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """Exactly, in the Fourier domain, if periodic and divisible by the stride; see :meth:`LinearOperator.solve`."""
         height, width = self.domain_shape
         if self.boundary != "periodic" or height % self.stride or width % self.stride:
-            return super().solve(b, rho)
+            return super().solve(b, rho, init)
         transfer, folded = self._spectrum(b.dtype)
         return solve_subsampled(b, rho, transfer, folded, self.stride)
 
@@ -155,15 +162,20 @@ class Blur(LinearOperator):
         # Half the time of a solve; solvers call it hundreds of times with the same kernel.
         cached = self._spectra
         if cached is None or cached[0] is not self.kernel or cached[1] != dtype:
-            transfer = transfer_function(self.kernel.to(dtype), self.domain_shape, self.anchor)
-            height, width = self.domain_shape
+            height, width = grid = (
+                self._extended if self.boundary == "reflect" else self.domain_shape
+            )
+            anchor = self.anchor if self.boundary == "periodic" else (0, 0)
+            transfer = transfer_function(self.kernel.to(dtype), grid, anchor)
             folded = transfer.real
             if not (height % self.stride or width % self.stride):
-                folded = fold_power(transfer, self.domain_shape, self.stride)
+                folded = fold_power(transfer, grid, self.stride)
             cached = self._spectra = (self.kernel, dtype, transfer, folded)
         return cached[2], cached[3]
 
-    def _padded_shape(self) -> Shape:
+    @property
+    def _extended(self) -> Shape:
+        """The image with as much around it as the kernel needs."""
         if self.boundary == "valid":
             return self.domain_shape
         return (

@@ -184,7 +184,7 @@ class GaussianLikelihood(Likelihood, Proximable):
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
         rho = self.std**2 / step
-        return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho)
+        return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho, v)
 
 
 def _measured(condition: Tensor | None) -> Tensor:

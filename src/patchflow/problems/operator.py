@@ -46,16 +46,17 @@ class LinearOperator(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         r"""Apply :math:`A^\top` to ``(..., *range_shape)``."""
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         r"""Solve :math:`(A^\top A + \rho I)\,x = b`, here by conjugate gradients.
 
         Args:
             b: Right-hand sides ``(batch, ..., *domain_shape)``.
             rho: The positive :math:`\rho`.
+            init: A guess of x, from which iterative methods start.
         """
         tolerance = 1e-10 if b.dtype == torch.float64 else 1e-5
         return conjugate_gradients(
-            lambda x: self.adjoint(self(x)) + rho * x, b, tolerance=tolerance
+            lambda x: self.adjoint(self(x)) + rho * x, b, init, tolerance=tolerance
         )
 
     def initial(self, y: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class Identity(LinearOperator):
         """Return ``y``."""
         return y
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """Divide by ``1 + rho``; see :meth:`LinearOperator.solve`."""
         return b / (1 + rho)
 

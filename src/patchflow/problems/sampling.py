@@ -43,7 +43,7 @@ class Subsample(LinearOperator):
         x[..., self.offset :: self.stride, self.offset :: self.stride] = y
         return x
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """Divide pixel by pixel; see :meth:`LinearOperator.solve`."""
         return b / (self.adjoint(self(torch.ones_like(b))) + rho)
 
@@ -87,7 +87,7 @@ class Mask(LinearOperator):
         """Set hidden pixels to zero; see :meth:`LinearOperator.adjoint`."""
         return self(y)
 
-    def solve(self, b: Tensor, rho: float | int) -> Tensor:
+    def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """Divide pixel by pixel; see :meth:`LinearOperator.solve`."""
         return b / (self.mask.to(b.dtype) + rho)
 
