@@ -37,7 +37,7 @@ class Lasso(Saddle):
     def energies(self, u, image):
         return (u[0] - self.a).square().sum() / 2, image[0].abs().sum()
 
-    def lowest(self, slope, u, image):
+    def lowest(self, slope, u):
         # The minimiser is no longer than a.
         return -slope[0].norm() * self.a.norm()
 

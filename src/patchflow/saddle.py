@@ -49,13 +49,14 @@ class _Regularised(Saddle):
         moved = zip(p, ahead, self.sigmas, strict=True)
         return self.prior.project(tuple(a.add(b, alpha=s) for a, b, s in moved), self.weight)
 
-    def _lowest(self, slope: Fields, x: Tensor, differences: Fields) -> Tensor:
+    def lowest(self, slope: Fields, u: Fields) -> Tensor:
+        """See :meth:`Saddle.lowest`."""
         # Images in the range of the present one and half as much more on both sides.
-        low, high = x.min(), x.max()
+        low, high = u[0].min(), u[0].max()
         margin = (high - low) / 2
         middle, half = (low + high) / 2, (high - low) / 2 + margin
         image = middle * slope[0].sum() - half * slope[0].abs().sum()
-        return image + self.prior.lowest(slope, differences)
+        return image + self.prior.lowest(slope, u)
 
 
 class Steps(NamedTuple):
@@ -128,10 +129,6 @@ class ProximalSaddle(_Regularised):
         residual = self.likelihood.operator(u[0]) - self.y
         data = residual.square().sum() / (2 * self.likelihood.std**2)
         return data, self.weight * self.prior.value(image)
-
-    def lowest(self, slope: Fields, u: Fields, image: Fields) -> Tensor:
-        """See :meth:`Saddle.lowest`."""
-        return self._lowest(slope, u[0], image)
 
 
 class PreconditionedSaddle(_Regularised):
@@ -216,10 +213,6 @@ class PreconditionedSaddle(_Regularised):
         """Zero, and the data term with the prior."""
         rough = self._data(image[0]) + self.weight * self.prior.value(image[1:])
         return torch.zeros_like(rough), rough
-
-    def lowest(self, slope: Fields, u: Fields, image: Fields) -> Tensor:
-        """See :meth:`Saddle.lowest`."""
-        return self._lowest(slope, u[0], image[1:])
 
     def _data(self, a: Tensor) -> Tensor:
         return self.best - self.noise.log_prob(self.y, a).sum()

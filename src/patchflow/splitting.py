@@ -50,7 +50,7 @@ class Saddle(ABC):
         r"""The values :math:`G(u)` and :math:`F(K u)`."""
 
     @abstractmethod
-    def lowest(self, slope: Fields, u: Fields, image: Fields) -> Tensor:
+    def lowest(self, slope: Fields, u: Fields) -> Tensor:
         r"""The smallest :math:`\langle s, u'\rangle` over a bounded set that holds a minimiser."""
 
 
@@ -113,7 +113,7 @@ def primal_dual(
             energy = smooth + rough
             total = tuple(a + b for a, b in zip(own, slope_new, strict=True))
             inner = sum((g * v).sum() for g, v in zip(own, u_new, strict=True))
-            gap = rough + inner + conjugate - problem.lowest(total, u_new, image_new)
+            gap = rough + inner + conjugate - problem.lowest(total, u_new)
             history.append(float(energy))
             if not torch.isfinite(energy):
                 raise NumericalError(

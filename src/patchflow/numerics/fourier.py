@@ -83,3 +83,33 @@ def solve_subsampled(
     large = torch.zeros_like(b)
     large[..., offset::stride, offset::stride] = small
     return (b - multiply(large, transfer.conj())) / rho
+
+
+def stationary_mean(
+    y: Float[Tensor, "*batch small_height small_width"],
+    variance: float | int,
+    transfer: Tensor,
+    spectrum: Float[Tensor, "height half"],
+    shape: tuple[int, int],
+    stride: int,
+) -> Float[Tensor, "*batch height width"]:
+    r"""The posterior mean of a stationary Gaussian law with a periodic covariance :math:`C`.
+
+    .. math:: x = C K^\top S^\top (S K C K^\top S^\top + \sigma^2 I)^{-1} y
+
+    It solves :math:`(K^\top S^\top S K + \sigma^2 C^{-1})\,x = K^\top S^\top y` exactly: the matrix in brackets is
+    diagonal on the small grid. Frequencies may have no variance.
+
+    Args:
+        y: Measurements on the small grid.
+        variance: The variance :math:`\sigma^2` of the noise.
+        transfer: The factors of :math:`K`.
+        spectrum: The factors of :math:`C`, real and not negative.
+        shape: Height and width of the large grid, divisible by the stride.
+        stride: Stride of :math:`S`; 1 for none.
+    """
+    folded = fold_power(transfer * spectrum.sqrt(), shape, stride)
+    small = multiply(y, 1 / (folded + variance))
+    large = y.new_zeros(*y.shape[:-2], *shape)
+    large[..., ::stride, ::stride] = small
+    return multiply(large, spectrum * transfer.conj())
