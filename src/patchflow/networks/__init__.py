@@ -1,0 +1,1 @@
+"""Image networks, one architecture a file."""
