@@ -108,8 +108,8 @@ def power_spectrum(images: Sequence[Tensor], shape: Shape) -> Float[Tensor, "hei
     .. math:: s(\xi) = \frac{1}{M} \sum_{m=1}^M \frac{|\mathcal F(h\,(b_m - \bar x))(\xi)|^2}{\|h\|^2}
 
     over half-overlapping blocks :math:`b_m` of at most :data:`BLOCK` pixels a side, in a Hann window :math:`h`, so
-    that the border of a block does not look like an edge. Blocks are padded by zeros to the large grid, so that no frequency is
-    interpolated; all images and channels count alike.
+    that the border of a block does not look like an edge. Blocks are padded by zeros to the large grid, so that no
+    frequency is interpolated; all images and channels count alike.
 
     Args:
         images: Images (batch, channels, height, width), of any sizes.
