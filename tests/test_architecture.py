@@ -17,7 +17,7 @@ FLOORS = [
     ["energy", "numerics", "io", "table", "solution"],
     ["chains", "priors", "problems", "networks", "metrics", "sample_metrics"],
     ["models", "posterior_models", "fit", "solve", "splitting", "saddle", "palm"],
-    ["learn", "learn_mixture", "learn_posterior", "reconstruct", "uncertainty"],
+    ["learn", "learn_critic", "learn_mixture", "learn_posterior", "reconstruct", "uncertainty"],
     ["papers", "volumes", "report report_html figures panels posterior_report calibration_plots"],
     ["cli __main__"],
 ]

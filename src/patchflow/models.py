@@ -16,6 +16,8 @@ from patchflow.errors import InputError
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
 from patchflow.numerics.precision import Precision
+from patchflow.priors.adversarial import Layer, PatchCritic
+from patchflow.priors.critic import CriticPrior
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.patch import PatchPrior
 from patchflow.priors.patch_mixture import PatchMixture
@@ -136,7 +138,77 @@ def epll(
     return _named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
 
 
-_MODELS = {"coupling_flow": coupling_flow, "patch_nr": patch_nr, "epll": epll}
+def alr(
+    *,
+    size: int = 6,
+    channels: int = 1,
+    padding: int = 0,
+    precision: Precision = "auto",
+) -> PatchPrior:
+    """The adversarial local regulariser of the patch group: a small critic on all patches of an image.
+
+    Train it with :func:`patchflow.learn_critic`.
+
+    Args:
+        size: Side length of the patches in pixels, at least 3.
+        channels: Channels of the images; a colour patch is one vector.
+        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
+        precision: See :func:`patch_nr`.
+
+    Raises:
+        InputError: If ``size`` is below 3.
+
+    References:
+        Piening, Altekrueger, Hertrich, Hagemann, Walther, Steidl, "Learning from small data sets: patch-based
+        regularizers in inverse problems for image reconstruction", 2023, https://arxiv.org/abs/2312.16611
+    """
+    arguments = dict(locals())
+    if size < 3:
+        raise InputError(
+            f"Patches of {size} x {size} have no structure to criticise; use 3 or more."
+        )
+    # The last kernel covers what is left of a patch: 3 x 3 of the published 6 x 6.
+    layers = [Layer(64, 3, 1, 1), Layer(128, 3, 2, 1), Layer(1, (size + 1) // 2, 2)]
+    critic = PatchCritic(layers, size, channels, slope=0.2, bias=False)
+    prior = PatchPrior(critic, size, channels, padding=padding, precision=precision)
+    return _named(prior, "alr", arguments)
+
+
+def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "auto") -> CriticPrior:
+    """The original local adversarial regulariser: a convolutional critic of 13 x 13 patches.
+
+    It was trained on patches of 15 x 15, of which its layers see 13 x 13. Train it with
+    :func:`patchflow.learn_critic` (``penalty=5``, ``perturb=patchflow.learn_critic.noise`` as published).
+
+    Args:
+        channels: Channels of the images.
+        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
+        precision: See :func:`patch_nr`.
+
+    References:
+        Prost, Houdard, Almansa, Papadakis, "Learning local regularization for variational image restoration", 2021,
+        https://arxiv.org/abs/2102.06155
+    """
+    arguments = dict(locals())
+    layers = [
+        Layer(128, 3),
+        Layer(64, 3),
+        Layer(64, 3, 3),
+        Layer(64, 3),
+        Layer(32, 1),
+        Layer(32, 1),
+    ]
+    critic = PatchCritic(layers, 13, channels, slope=0.0, bias=True)
+    return _named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
+
+
+_MODELS = {
+    "coupling_flow": coupling_flow,
+    "patch_nr": patch_nr,
+    "epll": epll,
+    "alr": alr,
+    "local_ar": local_ar,
+}
 
 
 def save(
