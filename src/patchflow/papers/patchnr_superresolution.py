@@ -40,7 +40,7 @@ except ImportError:  # Windows keeps no high-water mark that Python reads.
 METHODS = ("bicubic", "tv", "patchnr-90s", "patchnr")
 # Training times in seconds; "patchnr" without a model is trained as long as the caller says.
 SHORT_TRAINING = 90.0
-# Highest PSNR on the validation image among 2, 2.5, 3, 3.5, 4, 5, 6, 12.
+# Highest PSNR on the validation image among 2, 2.5, 3, 3.5, 4, 5, 6, 12: 27.87 dB; 27.03 dB if not isotropic.
 TV_WEIGHT = 3.5
 NOISE_SEEDS = 3
 # Part of a patch's energy that the literature leaves out.

@@ -34,6 +34,8 @@ from patchflow.splitting import primal_dual
 
 # The usual choice of the literature.
 RATIO = 2.0
+# Highest PSNR on the validation image of super-resolution x4 (noise 0.01) among 1.5, 2, 2.5, 3, 3.5, 4: 27.93 dB.
+SUPER_RESOLUTION_WEIGHT = 3.5
 # With Gaussian noise: primal step of the image times weight; how the norm of (x, v) -> Dx - v is shared between x and
 # v; dual step of the second order in that of the first. Gap after 200 iterations on super-resolution x4 (a quarter of
 # the validation image, noise 0.01, weight 3, energy 5800): 267 with (0.007, 0.3, 6); 1310 with (0.015, 1, 1), 360 with

@@ -30,8 +30,12 @@ from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Identity, Shape
 
-# Side length of the windows of the periodogram: finer frequencies would be noise, with one to six images.
-BLOCK = 128
+# Highest PSNR of Tikhonov's method on the validation image of super-resolution x4 (noise 0.01) among 3, 10, 20, 30, 40,
+# 50, 60, 100, 200, 400: 27.22 dB.
+SUPER_RESOLUTION_WEIGHT = 40.0
+# Side length of the windows of the periodogram. On that image 32, 64, 128 and 256 give 27.23, 27.23, 27.22 and 27.18
+# dB: finer frequencies are noise, with one to six images.
+BLOCK = 64
 
 
 def tikhonov(likelihood: GaussianLikelihood, y: Tensor, *, weight: float | int) -> Tensor:
