@@ -1,214 +1,26 @@
-"""Premade models by name: functions that compose public parts, with the literature's names; and their files."""
+"""Premade models and their files: what rebuilds a model, and its parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from patchflow.chains.bijections import AffineCoupling, random_permutation
-from patchflow.chains.flow import Flow
-from patchflow.chains.kernel import Chain
 from patchflow.errors import InputError
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
-from patchflow.numerics.precision import Precision
-from patchflow.priors.adversarial import Layer, PatchCritic
-from patchflow.priors.critic import CriticPrior
-from patchflow.priors.gaussian import StandardNormal
-from patchflow.priors.patch import PatchPrior
-from patchflow.priors.patch_mixture import PatchMixture
+from patchflow.patch_models import alr as alr
+from patchflow.patch_models import coupling_flow as coupling_flow
+from patchflow.patch_models import epll as epll
+from patchflow.patch_models import local_ar as local_ar
+from patchflow.patch_models import patch_nr as patch_nr
+from patchflow.patch_models import wpp as wpp
 
 Model = TypeVar("Model", bound=nn.Module)
 
-
-def coupling_flow(
-    dim: int,
-    *,
-    layers: int = 5,
-    hidden: int = 256,
-    depth: int = 2,
-    clamp: float = 1.6,
-    condition_dim: int = 0,
-) -> Flow:
-    r"""A normalizing flow of affine couplings with fixed random permutations between them.
-
-    Args:
-        dim: Dimension of the points.
-        layers: Number of coupling blocks, each followed by the permutation of its number.
-        hidden: Width of the subnetworks.
-        depth: Hidden layers of the subnetworks.
-        clamp: Soft clamp of the log-scales.
-        condition_dim: Dimension of the condition; 0 for none.
-
-    Raises:
-        InputError: If ``layers`` is not positive.
-
-    References:
-        Ardizzone et al., "Analyzing inverse problems with invertible neural networks", 2019,
-        https://arxiv.org/abs/1808.04730
-    """
-    arguments = dict(locals())
-    if layers < 1:
-        raise InputError(f"A flow of {layers} layers is not a flow; use at least 1.")
-    kernels = []
-    for layer in range(layers):
-        kernels.append(AffineCoupling(dim, condition_dim, hidden=hidden, depth=depth, clamp=clamp))
-        kernels.append(random_permutation(dim, seed=layer + 1))
-    return _named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
-
-
-def patch_nr(
-    *,
-    size: int = 6,
-    channels: int = 1,
-    layers: int = 5,
-    hidden: int = 256,
-    clamp: float = 1.6,
-    padding: int = 0,
-    precision: Precision = "auto",
-    preset: Literal["default", "paper"] = "default",
-) -> PatchPrior:
-    r"""PatchNR: the negative log-likelihood of a flow on all patches of an image.
-
-    Train it with :func:`patchflow.learn_patches`, or with ``fit(prior.patch_energy, PatchSampler(images, size))``.
-
-    Args:
-        size: Side length of the patches in pixels.
-        channels: Channels of the images; a colour patch is one vector.
-        layers: Coupling blocks.
-        hidden: Width of the subnetworks. 256 reaches the reconstruction quality of the paper's 512.
-        clamp: Soft clamp of the log-scales.
-        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
-        precision: Precision of the networks in reconstruction; see
-            :func:`patchflow.numerics.precision.autocast`.
-        preset: ``"paper"`` is the published network: 5 blocks of width 512 on 6 x 6 patches, in float32. It overrides
-            ``size``, ``layers``, ``hidden``, ``clamp`` and ``precision``.
-
-    References:
-        Altekrueger, Denker, Hagemann, Hertrich, Maass, Steidl, "PatchNR: learning from very few images by patch
-        normalizing flow regularization", 2023, https://arxiv.org/abs/2205.12021
-    """
-    arguments = dict(locals())
-    if preset == "paper":
-        size, layers, hidden, clamp, precision = 6, 5, 512, 1.6, "float32"
-    flow = coupling_flow(channels * size**2, layers=layers, hidden=hidden, clamp=clamp)
-    prior = PatchPrior(flow, size, channels, padding=padding, precision=precision)
-    return _named(prior, "patch_nr", arguments)
-
-
-def epll(
-    *,
-    size: int = 6,
-    channels: int = 1,
-    components: int = 200,
-    padding: int = 0,
-    remove_mean: bool = False,
-) -> PatchPrior:
-    """EPLL: the negative log-likelihood of a Gaussian mixture with full covariances on all patches of an image.
-
-    As it is made here all components are standard normal; learn it with :func:`patchflow.learn_epll`.
-
-    Args:
-        size: Side length of the patches in pixels.
-        channels: Channels of the images; a colour patch is one vector.
-        components: Number of components.
-        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
-        remove_mean: Whether the mean of a patch is taken out, as in the original.
-
-    Raises:
-        InputError: If ``components`` is not positive.
-
-    References:
-        Zoran, Weiss, "From learning models of natural image patches to whole image restoration", ICCV 2011
-    """
-    arguments = dict(locals())
-    if components < 1:
-        raise InputError(f"A mixture of {components} components is none; use at least 1.")
-    dim = channels * size**2 - remove_mean
-    mixture = PatchMixture(
-        torch.ones(components),
-        torch.zeros(components, dim),
-        torch.eye(dim).repeat(components, 1, 1),
-        remove_mean=remove_mean,
-    )
-    return _named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
-
-
-def alr(
-    *,
-    size: int = 6,
-    channels: int = 1,
-    padding: int = 0,
-    precision: Precision = "auto",
-) -> PatchPrior:
-    """The adversarial local regulariser of the patch group: a small critic on all patches of an image.
-
-    Train it with :func:`patchflow.learn_critic`.
-
-    Args:
-        size: Side length of the patches in pixels, at least 3.
-        channels: Channels of the images; a colour patch is one vector.
-        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
-        precision: See :func:`patch_nr`.
-
-    Raises:
-        InputError: If ``size`` is below 3.
-
-    References:
-        Piening, Altekrueger, Hertrich, Hagemann, Walther, Steidl, "Learning from small data sets: patch-based
-        regularizers in inverse problems for image reconstruction", 2023, https://arxiv.org/abs/2312.16611
-    """
-    arguments = dict(locals())
-    if size < 3:
-        raise InputError(
-            f"Patches of {size} x {size} have no structure to criticise; use 3 or more."
-        )
-    # The last kernel covers what is left of a patch: 3 x 3 of the published 6 x 6.
-    layers = [Layer(64, 3, 1, 1), Layer(128, 3, 2, 1), Layer(1, (size + 1) // 2, 2)]
-    critic = PatchCritic(layers, size, channels, slope=0.2, bias=False)
-    prior = PatchPrior(critic, size, channels, padding=padding, precision=precision)
-    return _named(prior, "alr", arguments)
-
-
-def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "auto") -> CriticPrior:
-    """The original local adversarial regulariser: a convolutional critic of 13 x 13 patches.
-
-    It was trained on patches of 15 x 15, of which its layers see 13 x 13. Train it with
-    :func:`patchflow.learn_critic` (``penalty=5``, ``perturb=patchflow.learn_critic.noise`` as published).
-
-    Args:
-        channels: Channels of the images.
-        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
-        precision: See :func:`patch_nr`.
-
-    References:
-        Prost, Houdard, Almansa, Papadakis, "Learning local regularization for variational image restoration", 2021,
-        https://arxiv.org/abs/2102.06155
-    """
-    arguments = dict(locals())
-    layers = [
-        Layer(128, 3),
-        Layer(64, 3),
-        Layer(64, 3, 3),
-        Layer(64, 3),
-        Layer(32, 1),
-        Layer(32, 1),
-    ]
-    critic = PatchCritic(layers, 13, channels, slope=0.0, bias=True)
-    return _named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
-
-
-_MODELS = {
-    "coupling_flow": coupling_flow,
-    "patch_nr": patch_nr,
-    "epll": epll,
-    "alr": alr,
-    "local_ar": local_ar,
-}
+_MODELS = {make.__name__: make for make in (alr, coupling_flow, epll, local_ar, patch_nr, wpp)}
 
 
 def save(
@@ -277,8 +89,3 @@ def load(path: str | Path, kind: type[Model]) -> Model:
         )
     load_into(model, state, path)
     return model.requires_grad_(False)
-
-
-def _named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
-    model.made_by = (name, arguments)  # pyright: ignore[reportArgumentType]
-    return model

@@ -45,7 +45,7 @@ class ImageProblem(NamedTuple):
     Attributes:
         group: The rows' name; empty if the table has only one kind.
         material: The images: ``material`` or ``lentils``.
-        operator: The operator for a shape of images; what it draws, it draws from torch's generator.
+        operator: The operator for a shape of images, the same for all.
         std: The standard deviation of the noise.
         region: Where figures are taken.
     """
@@ -56,11 +56,6 @@ class ImageProblem(NamedTuple):
     std: float
     region: Region
 
-    def likelihood(self, data: Path, shape: Shape) -> GaussianLikelihood:
-        """The law of the measurement; masks are those of seed 0 for every image."""
-        torch.manual_seed(0)
-        return GaussianLikelihood(self.operator(data, shape), self.std)
-
     def case(self, data: Path, path: Path, seed: int) -> Case:
         """Read an image and simulate its measurement.
 
@@ -70,7 +65,8 @@ class ImageProblem(NamedTuple):
             seed: Seed of the noise.
         """
         truth = read_image(path, grey=True)
-        likelihood = self.likelihood(data, (truth.shape[2], truth.shape[3]))
+        operator = self.operator(data, (truth.shape[2], truth.shape[3]))
+        likelihood = GaussianLikelihood(operator, self.std)
         torch.manual_seed(seed)
         return Case(path.stem, self.group, truth, likelihood, likelihood.simulate(truth))
 
@@ -102,7 +98,8 @@ def _hole(data: Path, shape: Shape) -> LinearOperator:
 
 
 def _random(data: Path, shape: Shape) -> LinearOperator:
-    return Mask((torch.rand(shape) >= MISSING).to(torch.get_default_dtype()))
+    # Of its own generator: the noise must not be drawn from the numbers that chose the pixels.
+    return Mask(torch.rand(shape, generator=torch.Generator().manual_seed(0)) >= MISSING)
 
 
 _IN_HOLE = slice(HOLE_CORNER, HOLE_CORNER + HOLE)

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,12 +52,17 @@ class MultiscalePrior(Energy):
         condition: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         """Average over the scales; see :meth:`Energy.forward`. The condition is not used."""
-        return _average(list(self.priors), x)
+        return _average(self.priors, x)
 
     def phases(self, stride: int | None = None) -> tuple[MultiscalePhase, ...]:
         """Energies on the phases of a coarse patch grid; see :meth:`patchflow.priors.patch.PatchPrior.phases`."""
-        scales = [prior.phases(stride) for prior in self.priors]
+        scales = [prior.phases(stride) for prior in self._priors()]
         return tuple(MultiscalePhase(phases) for phases in zip(*scales, strict=True))
+
+    def _priors(self) -> Iterator[PatchPrior]:
+        for prior in self.priors:
+            assert isinstance(prior, PatchPrior)
+            yield prior
 
     def check(self, x: Tensor) -> None:
         """Refuse images that do not fit, before a long computation.
@@ -65,7 +70,7 @@ class MultiscalePrior(Energy):
         Raises:
             InputError: If the number of channels is another, or the smallest version is smaller than a patch.
         """
-        for prior in self.priors:
+        for prior in self._priors():
             prior.check(x)
             x = shrink(x)
 
@@ -75,7 +80,7 @@ class MultiscalePhase(Energy):
 
     def __init__(self, phases: Sequence[Energy]) -> None:
         super().__init__()
-        self.phases = nn.ModuleList(phases)
+        self.scales = nn.ModuleList(phases)
 
     def forward(
         self,
@@ -83,7 +88,7 @@ class MultiscalePhase(Energy):
         condition: Tensor | None = None,
     ) -> Float[Tensor, " batch"]:
         """Average over the scales; see :meth:`Energy.forward`."""
-        return _average(list(self.phases), x)
+        return _average(self.scales, x)
 
 
 def shrink(
@@ -97,10 +102,9 @@ def shrink(
     return smaller.view(*x.shape[:2], *smaller.shape[2:])
 
 
-def _average(energies: Sequence[nn.Module], x: Tensor) -> Tensor:
-    total, factor = x.new_zeros(len(x)), 1.0 / len(energies)
+def _average(energies: Iterable[nn.Module], x: Tensor) -> Tensor:
+    values = []
     for k, energy in enumerate(energies):
         x = shrink(x) if k else x
-        total = total + factor * energy(x)
-        factor *= 4
-    return total
+        values.append(4**k * energy(x))
+    return torch.stack(values).mean(0)

@@ -5,10 +5,10 @@ r"""The Wasserstein patch prior: the patches of an image should be distributed a
           E_\psi(q) = \min\nolimits^\varepsilon_j \big(\tfrac12 \|q - q_j\|^2 - \psi_j\big)
           + \frac1M \sum_j \phi_\rho(\psi_j),
 
-with the transport of :mod:`patchflow.numerics.transport` from the patches of :math:`x` to reference patches. For a fixed
-potential it is a patch prior like any other, whose gradient moves each patch towards its target. In the interior the
-gradient is :math:`x` minus the average of the targets, and so the weight of :math:`R` is one over a variance. The
-potential is raised along with the steps in :math:`x`.
+with the transport of :mod:`patchflow.numerics.transport` from the patches of :math:`x` to reference patches. With a
+fixed potential it is a patch prior like any other, whose gradient moves each patch towards its target: in the interior
+:math:`x` minus the average of the targets, and so the weight of :math:`R` is one over a variance. The potential is
+raised along with the steps in :math:`x`.
 
 References:
     Hertrich, Houdard, Redenbach, "Wasserstein patch prior for image superresolution", IEEE TCI 8, 2022,

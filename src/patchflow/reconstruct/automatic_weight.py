@@ -34,6 +34,7 @@ from torch import Tensor
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.problems.likelihood import Likelihood, ProximableNoise
+from patchflow.problems.sampling import Mask
 from patchflow.solution import Solution
 
 # Of the second measurement, in standard deviations of the noise.
@@ -120,6 +121,10 @@ def choose_weight(
         raise InputError(f"The start weight is {start} but must be positive and finite.")
     precision = noise.precision(y)
     probe = torch.randn_like(y) * precision.rsqrt()
+    if isinstance(likelihood.operator, Mask):
+        # What a file holds where nothing was measured says nothing.
+        precision = precision * likelihood.operator.mask
+    count = int((precision > 0).sum())
     trials: dict[float, Trial] = {}
     solutions: dict[float, Solution] = {}
 
@@ -128,8 +133,8 @@ def choose_weight(
         image = likelihood.operator(solution.x)
         change = likelihood.operator(other.x) - image
         divergence = float((probe * change * precision).sum()) / _PROBE
-        discrepancy = float(((image - y).square() * precision).mean())
-        risk = discrepancy - 1 + 2 * divergence / y.numel()
+        discrepancy = float(((image - y).square() * precision).sum()) / count
+        risk = discrepancy - 1 + 2 * divergence / count
         trials[weight] = Trial(weight, discrepancy, risk)
         solutions[weight] = solution
         if report is not None:

@@ -1,0 +1,167 @@
+"""The reconstructions of images by name, each a function of the measurement, the start and one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from patchflow.energy import Energy
+from patchflow.errors import InputError
+from patchflow.networks.skip import SkipNet
+from patchflow.priors.multiscale import MultiscalePrior
+from patchflow.priors.patch import PatchPrior
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import (
+    bm3d,
+    deep_image_prior,
+    epll,
+    generalized_variation,
+    total_variation,
+    variational,
+    wasserstein_patch,
+    wiener,
+)
+from patchflow.solution import Solution
+
+
+class Task(NamedTuple):
+    """What a method is given.
+
+    Attributes:
+        likelihood: The law of the measurement.
+        y: The measurement.
+        init: The start image.
+        weight: The weight of the prior.
+        prior: The learned prior, for methods that need one.
+        progress: Show a progress line.
+    """
+
+    likelihood: GaussianLikelihood
+    y: Tensor
+    init: Tensor
+    weight: float
+    prior: Energy | None = None
+    progress: bool = False
+
+
+class Method(NamedTuple):
+    """A reconstruction.
+
+    Attributes:
+        name: What it is called on the command line and in tables.
+        solve: Does it.
+        weight: The default weight for a standard deviation of the noise.
+        models: The models of ``patchflow train`` that it takes as a prior; none if it needs none.
+    """
+
+    name: str
+    solve: Callable[[Task], Solution]
+    weight: Callable[[float], float]
+    models: tuple[str, ...] = ()
+
+    def check_prior(self, prior: Energy | None) -> None:
+        """Refuse a missing prior, and that of another method.
+
+        Raises:
+            InputError: As said.
+        """
+        if not self.models:
+            return
+        command = f"train one with patchflow train {self.models[0].replace('_', '-')} IMAGE."
+        if prior is None:
+            raise InputError(f"{self.name} needs --prior, a model file; {command}")
+        made_by = vars(prior).get("made_by", ("",))[0]
+        if made_by and made_by not in self.models:
+            raise InputError(f"{self.name} does not take a model of {made_by}; {command}")
+
+
+def _tv(task: Task) -> Solution:
+    return total_variation.reconstruct(
+        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
+    )
+
+
+def _tgv(task: Task) -> Solution:
+    return generalized_variation.reconstruct(
+        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
+    )
+
+
+def _tikhonov(task: Task) -> Solution:
+    return Solution(wiener.tikhonov(task.likelihood, task.y, weight=task.weight), [], 1, True)
+
+
+def _bm3d(task: Task) -> Solution:
+    return bm3d.reconstruct(
+        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
+    )
+
+
+def _dip(task: Task) -> Solution:
+    channels = task.init.shape[1]
+    return deep_image_prior.reconstruct(
+        task.likelihood,
+        task.y,
+        weight=task.weight,
+        network=SkipNet(deep_image_prior.CHANNELS, out_channels=channels),
+        steps=deep_image_prior.STEPS,
+        lr=deep_image_prior.LR,
+        progress=task.progress,
+    )
+
+
+def _patch_prior(task: Task) -> PatchPrior:
+    assert isinstance(task.prior, PatchPrior)
+    return task.prior
+
+
+def _epll(task: Task) -> Solution:
+    return epll.reconstruct(
+        task.likelihood,
+        _patch_prior(task),
+        task.y,
+        task.init,
+        weight=task.weight,
+        progress=task.progress,
+    )
+
+
+def _variational(task: Task) -> Solution:
+    return variational.reconstruct(
+        task.likelihood,
+        _patch_prior(task),
+        task.y,
+        task.init,
+        weight=task.weight,
+        progress=task.progress,
+    )
+
+
+def _wpp(task: Task) -> Solution:
+    assert isinstance(task.prior, MultiscalePrior)
+    return wasserstein_patch.reconstruct(
+        task.likelihood,
+        task.prior,
+        task.y,
+        task.init,
+        weight=task.weight,
+        progress=task.progress,
+    )
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("tikhonov", _tikhonov, lambda std: 0.4 / std),
+        Method("tv", _tv, lambda std: 0.035 / std),
+        Method("tgv", _tgv, lambda std: 0.035 / std),
+        Method("bm3d", _bm3d, lambda std: bm3d.DEFAULT_WEIGHT),
+        Method("epll", _epll, lambda std: epll.DEFAULT_WEIGHT, ("epll",)),
+        Method("wpp", _wpp, lambda std: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
+        Method("local-ar", _variational, lambda std: 1.0, ("local_ar", "alr")),
+        Method("dip-tv", _dip, lambda std: 0.01 / std),
+        Method("patchnr", _variational, lambda std: variational.DEFAULT_WEIGHT, ("patch_nr",)),
+    )
+}
