@@ -21,9 +21,9 @@ from patchflow.reconstruct import variational
 
 
 def small_critic(**options):
-    """Two strides, so that the dilations multiply; it looks at 11 x 11 pixels."""
-    layers = [Layer(6, 3), Layer(5, 3, 2), Layer(4, 2, 3), Layer(2, 1)]
-    return CriticPrior(PatchCritic(layers, 7, 1, slope=0.1, bias=True), **options)
+    """Two strides, so that the dilations multiply; 13 x 13 patches."""
+    layers = [Layer(6, 3), Layer(5, 3, 2), Layer(4, 2, 3), Layer(2, 2)]
+    return CriticPrior(PatchCritic(layers, 13, slope=0.1, bias=True), **options)
 
 
 class Linear(Energy):
@@ -73,10 +73,10 @@ def test_small_form_equals_a_network_of_torch(size):
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("stride", [1, 2, 4, 6, 12])
 def test_whole_images_give_the_same_as_patches(stride, padding, monkeypatch):
-    monkeypatch.setattr("patchflow.priors.critic._PIXELS", 200)  # several strips
+    monkeypatch.setattr("patchflow.priors.critic._PIXELS", 250)  # several strips
     prior = small_critic(padding=padding)
-    patchwise = pf.PatchPrior(prior.critic, 7, padding=padding)
-    x = torch.randn(2, 1, 47, 20)
+    patchwise = pf.PatchPrior(prior.critic, 13, padding=padding)
+    x = torch.randn(2, 1, 47, 25)
     for learning in (True, False):
         prior.requires_grad_(learning)
         pairs = zip(prior.phases(stride), patchwise.phases(stride), strict=True)
@@ -91,7 +91,7 @@ def test_phase_of_an_image_without_patches_is_zero():
     prior = small_critic().requires_grad_(False)
     phases = prior.phases(4)
     value, _ = phases[[p.phase for p in phases].index((3, 3))].value_and_grad(
-        torch.randn(1, 1, 8, 8)
+        torch.randn(1, 1, 14, 14)
     )
     assert value == 0
 
