@@ -105,9 +105,11 @@ def _dip(task: Task) -> Solution:
         task.likelihood,
         task.y,
         weight=task.weight,
-        network=SkipNet(deep_image_prior.CHANNELS, out_channels=channels),
-        steps=deep_image_prior.STEPS,
-        lr=deep_image_prior.LR,
+        network=SkipNet(channels=(16, 16, 32, 32, 32, 32), in_channels=32, out_channels=channels),
+        steps=400,
+        lr=7e-3,
+        schedule="cosine",
+        clip=0.3,
         progress=task.progress,
     )
 
@@ -161,7 +163,7 @@ METHODS = {
         Method("epll", _epll, lambda std: epll.DEFAULT_WEIGHT, ("epll",)),
         Method("wpp", _wpp, lambda std: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
         Method("local-ar", _variational, lambda std: 1.0, ("local_ar", "alr")),
-        Method("dip-tv", _dip, lambda std: 0.01 / std),
+        Method("dip-tv", _dip, lambda std: 0.03 / std),
         Method("patchnr", _variational, lambda std: variational.DEFAULT_WEIGHT, ("patch_nr",)),
     )
 }

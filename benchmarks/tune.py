@@ -1,0 +1,85 @@
+"""Choose the weight of each method for each problem of the tables, on the validation image and never on a test image.
+
+Run: python benchmarks/tune.py --data DATA --models FOLDER [--problems deblurring ...] [--methods tv ...].
+A grid of factors of two around the default, extended while its end is best; then the two neighbours at a factor
+of the square root of two. Prints what belongs into src/patchflow/papers/tuned.py.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from patchflow.methods import METHODS, Task
+from patchflow.metrics import psnr
+from patchflow.papers import image_problems, image_tables
+from patchflow.papers.rivals import Library
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--data", required=True, type=Path)
+parser.add_argument(
+    "--models", required=True, type=Path, help="folder in which learned models are kept"
+)
+parser.add_argument("--problems", nargs="*", default=list(image_problems.PROBLEMS))
+parser.add_argument(
+    "--methods", nargs="*", default=[m for m in image_tables.METHODS if m != "bicubic"]
+)
+parser.add_argument("--seconds", type=float, default=300.0, help="training time of patchNR")
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune.json"))
+arguments = parser.parse_args()
+torch.set_num_threads(arguments.threads)
+arguments.models.mkdir(parents=True, exist_ok=True)
+library = Library(arguments.data, arguments.models, arguments.seconds, 0)
+results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+
+
+def search(name, problem, method):
+    path = image_problems.validation_path(arguments.data, problem.material)
+    case = problem.case(arguments.data, path, 0)
+    prior = image_tables._prior(method, name, problem, library, arguments.data)
+    chosen = METHODS[image_tables._SAME.get(method, method)]
+    tried = {}
+
+    def attempt(weight):
+        weight = float(f"{weight:.2g}")
+        if weight not in tried:
+            torch.manual_seed(0)
+            begun = time.perf_counter()
+            init = case.likelihood.operator.initial(case.y)
+            x = chosen.solve(Task(case.likelihood, case.y, init, weight, prior)).x
+            found = float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
+            tried[weight] = found if math.isfinite(found) else -math.inf
+            print(
+                f"  {weight:10.4g} {found:7.2f} dB {time.perf_counter() - begun:6.1f} s", flush=True
+            )
+
+    default = chosen.weight(problem.std)
+    for factor in (0.5, 1, 2):
+        attempt(factor * default)
+    while max(tried, key=tried.get) in (min(tried), max(tried)) and len(tried) < 9:
+        best = max(tried, key=tried.get)
+        attempt(best / 2 if best == min(tried) else best * 2)
+    best = max(tried, key=tried.get)
+    for factor in (1 / math.sqrt(2), math.sqrt(2)):
+        attempt(factor * best)
+    return tried
+
+
+for name in arguments.problems:
+    for problem in image_problems.PROBLEMS[name]:
+        for method in arguments.methods:
+            print(f"{name}, {problem.group}: {method}", flush=True)
+            try:
+                tried = search(name, problem, method)
+            except Exception as error:  # a method that does not serve an operator
+                print("  ", error, flush=True)
+                continue
+            best = max(tried, key=tried.get)
+            entry = results.setdefault(f"{name}|{problem.group}", {})
+            entry[method] = {"weight": best, "psnr": tried[best], "tried": sorted(tried.items())}
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"  best {best:g}: {tried[best]:.2f} dB", flush=True)

@@ -1,0 +1,182 @@
+"""Tables of images: super-resolution, deblurring, inpainting and denoising, all methods side by side.
+
+Every method gets the same measurements and the same start. Its one weight is the best of a grid on the validation image
+(``benchmarks/tune.py``); everything else is its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchflow.errors import InputError
+from patchflow.figures import figure_grid
+from patchflow.io.images import read_image
+from patchflow.methods import METHODS as BY_NAME
+from patchflow.methods import Task
+from patchflow.metrics import LPIPS, psnr, ssim
+from patchflow.panels import Panel
+from patchflow.papers import image_problems as problems
+from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
+from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare
+from patchflow.papers.image_problems import ImageProblem
+from patchflow.papers.rivals import Library
+from patchflow.papers.tuned import WEIGHTS
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.table import IMAGE_METRICS, Record, Table
+
+# From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
+METHODS = (
+    *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
+    *("patchnr-90s", "patchnr", "dip-tv"),
+)
+# Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
+USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
+NOISE_SEEDS = 3
+# Images by default where the material has a hundred: super-resolution is the paper's table.
+_IMAGES = {"patchnr-superresolution": None, "deblurring": 2, "inpainting": 2, "denoising": 2}
+_SAME = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
+
+
+class Outcome(NamedTuple):
+    """A table, the figures of each image, and a picture of the first image of each kind of problem."""
+
+    table: Table
+    records: list[Record]
+    figures: dict[str, bytes]
+
+
+def run(
+    data: Path,
+    name: str,
+    *,
+    methods: Sequence[str] = USUAL,
+    images: int | None = None,
+    models: Path | None = None,
+    seconds: float = 300.0,
+    seed: int = 0,
+) -> Outcome:
+    """Run a table.
+
+    Args:
+        data: The folder with ``material/``, ``weights/`` and ``kernels/``.
+        name: One of :data:`patchflow.papers.image_problems.PROBLEMS`.
+        methods: Which of :data:`METHODS`.
+        images: Number of test images of the material; all for super-resolution, else two by default.
+        models: Folder in which learned models are kept and looked for.
+        seconds: Training time of patchNR; ``patchnr-90s`` always learns for 90 seconds.
+        seed: Seed of training and noise: image k has the seed ``seed + k``.
+
+    Returns:
+        The table, whose noise floor is the standard deviation over three noise seeds on the first image of the method
+        that is fastest after the start.
+
+    Raises:
+        InputError: If a method is unknown or a file is missing.
+    """
+    check_choice(methods, METHODS)
+    if images is not None and images < 1:
+        raise InputError(f"The number of images is {images} but must be at least 1.")
+    if models is not None and not models.is_dir():
+        raise InputError(f"There is no folder {models} to keep the models in; make it.")
+    groups = problems.PROBLEMS[name]
+    cases, paths = [], []
+    for problem in groups:
+        count = _IMAGES[name] if images is None else images
+        paths = problems.reported_paths(data, problem.material, count)
+        cases += [problem.case(data, path, seed + k) for k, path in enumerate(paths)]
+    lpips = LPIPS(
+        data / "weights" / "lpips_squeezenet11_features.safetensors",
+        data / "weights" / "lpips_v0.1_squeeze_lin.safetensors",
+    )
+    library = Library(data, models, seconds, seed)
+    by_group = {problem.group: problem for problem in groups}
+    ordered = [method for method in METHODS if method in methods]
+    solvers = {method: _solver(method, name, by_group, library, data) for method in ordered}
+    first = problems.reported_paths(data, groups[0].material, 1)[0]
+    repeats = [groups[0].case(data, first, seed + 1000 + k) for k in range(NOISE_SEEDS)]
+    for method in ordered:  # all that is learned, before the clocks run
+        for problem in groups:
+            _prior(method, name, problem, library, data)
+
+    def measure(case: Case, x: Tensor) -> Mapping[str, float]:
+        region = by_group[case.group].region
+        x, truth = region(x.clamp(0, 1)), region(case.truth)
+        figures = {"psnr": psnr(x, truth), "ssim": ssim(x, truth), "lpips": lpips(x, truth)}
+        return {key: float(value[0]) for key, value in figures.items()}
+
+    outcome = compare(
+        cases,
+        solvers,
+        measure,
+        repeats=repeats,
+        steady=next((m for m in ordered if m != "bicubic"), ordered[0]),
+        ranked=("psnr", "ssim", "lpips"),
+    )
+    learned = "".join(f"; {key}: {spent:.0f} s" for key, spent in library.trainings.items())
+    protocol = (
+        f"{len(cases)} measurements, data range 1, weights chosen on the validation image, "
+        f"{torch.get_num_threads()} threads" + (f"; learned{learned[1:]}" if learned else "")
+    )
+    published = PUBLISHED if name == "patchnr-superresolution" else None
+    table = outcome.table(name, protocol, IMAGE_METRICS, published)
+    return Outcome(table, outcome.records, _figures(outcome, cases, ordered, by_group))
+
+
+def _prior(method: str, name: str, problem: ImageProblem, library: Library, data: Path):  # noqa: ANN202
+    image = problems.training_image(data, problem.material)
+    validation = read_image(problems.validation_path(data, problem.material), grey=True)
+    return library.prior(method, problem, name, image, validation)
+
+
+def _solver(
+    method: str, name: str, by_group: Mapping[str, ImageProblem], library: Library, data: Path
+) -> Solver:
+    def start(case: Case) -> Tensor:
+        return _gaussian(case).operator.initial(case.y)
+
+    def solve(case: Case) -> Tensor:
+        problem = by_group[case.group]
+        prior = _prior(method, name, problem, library, data)
+        chosen = BY_NAME[_SAME.get(method, method)]
+        weight = tuned_weight(name, problem, method)
+        torch.manual_seed(0)  # dip-tv draws its network
+        return chosen.solve(Task(_gaussian(case), case.y, start(case), weight, prior)).x
+
+    return start if method == "bicubic" else solve
+
+
+def tuned_weight(name: str, problem: ImageProblem, method: str) -> float:
+    """The weight that is best on the validation image, else the method's default."""
+    found = WEIGHTS.get((name, problem.group), {}).get(method.removesuffix("-90s"))
+    return BY_NAME[_SAME.get(method, method)].weight(problem.std) if found is None else found
+
+
+def _gaussian(case: Case) -> GaussianLikelihood:
+    assert isinstance(case.likelihood, GaussianLikelihood)
+    return case.likelihood
+
+
+def _figures(
+    outcome: Comparison,
+    cases: Sequence[Case],
+    methods: Sequence[str],
+    by_group: Mapping[str, ImageProblem],
+) -> dict[str, bytes]:
+    pictures = {}
+    for group in by_group:
+        case = next(case for case in cases if case.group == group)
+        panels = []
+        for method in methods:
+            label = f"{method}, {group}" if group else method
+            found = next(r for r in outcome.records if (r.method, r.image) == (label, case.image))
+            caption = f"{found.values['psnr']:.2f} dB, SSIM {found.values['ssim']:.3f}"
+            panels.append(Panel(method, outcome.pictures[method, group].clamp(0, 1), caption))
+        pictures[group] = figure_grid(
+            [*panels, Panel("truth", case.truth, case.image)], columns=5, title=group
+        )
+    return pictures
