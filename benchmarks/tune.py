@@ -57,7 +57,7 @@ def search(name, problem, method):
                 f"  {weight:10.4g} {found:7.2f} dB {time.perf_counter() - begun:6.1f} s", flush=True
             )
 
-    default = chosen.weight(problem.std)
+    default = chosen.weight(case.likelihood)
     for factor in (0.5, 1, 2):
         attempt(factor * default)
     while max(tried, key=tried.get) in (min(tried), max(tried)) and len(tried) < 9:

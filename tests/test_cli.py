@@ -17,7 +17,7 @@ from patchflow.cli import main
 from patchflow.io.checkpoint import ModelHeader, read_header, save_model
 from patchflow.io.images import read_image, read_stack, write_image
 from patchflow.numerics.patches import PatchSampler
-from patchflow.papers import patchnr_superresolution as table
+from patchflow.papers import image_tables as table
 
 pytestmark = pytest.mark.usefixtures("as_users_do")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from patchflow.networks.skip import SkipNet
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import (
     bm3d,
     deep_image_prior,
@@ -35,6 +37,7 @@ class Task(NamedTuple):
         init: The start image.
         weight: The weight of the prior.
         prior: The learned prior, for methods that need one.
+        callback: Called after each step, see :func:`patchflow.solve.minimize`; not by splitting methods.
         progress: Show a progress line.
     """
 
@@ -43,6 +46,7 @@ class Task(NamedTuple):
     init: Tensor
     weight: float
     prior: Energy | None = None
+    callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
     progress: bool = False
 
 
@@ -52,13 +56,13 @@ class Method(NamedTuple):
     Attributes:
         name: What it is called on the command line and in tables.
         solve: Does it.
-        weight: The default weight for a standard deviation of the noise.
+        weight: The default weight for a likelihood.
         models: The models of ``patchflow train`` that it takes as a prior; none if it needs none.
     """
 
     name: str
     solve: Callable[[Task], Solution]
-    weight: Callable[[float], float]
+    weight: Callable[[GaussianLikelihood], float]
     models: tuple[str, ...] = ()
 
     def check_prior(self, prior: Energy | None) -> None:
@@ -79,13 +83,23 @@ class Method(NamedTuple):
 
 def _tv(task: Task) -> Solution:
     return total_variation.reconstruct(
-        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
+        task.likelihood,
+        task.y,
+        task.init,
+        weight=task.weight,
+        callback=task.callback,
+        progress=task.progress,
     )
 
 
 def _tgv(task: Task) -> Solution:
     return generalized_variation.reconstruct(
-        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
+        task.likelihood,
+        task.y,
+        task.init,
+        weight=task.weight,
+        callback=task.callback,
+        progress=task.progress,
     )
 
 
@@ -110,6 +124,7 @@ def _dip(task: Task) -> Solution:
         lr=7e-3,
         schedule="cosine",
         clip=0.3,
+        callback=task.callback,
         progress=task.progress,
     )
 
@@ -137,6 +152,7 @@ def _variational(task: Task) -> Solution:
         task.y,
         task.init,
         weight=task.weight,
+        callback=task.callback,
         progress=task.progress,
     )
 
@@ -149,21 +165,34 @@ def _wpp(task: Task) -> Solution:
         task.y,
         task.init,
         weight=task.weight,
+        callback=task.callback,
         progress=task.progress,
     )
+
+
+def _variation_weight(likelihood: GaussianLikelihood) -> float:
+    """The best weight of total variation in denoising and super-resolution, in nats: as the data say more, it grows."""
+    operator = likelihood.operator
+    height, width = operator.domain_shape
+    measured = math.prod(operator.range_shape)
+    if isinstance(operator, Mask):
+        measured = int(operator.mask.sum())
+    return 0.56 * measured / (height * width) / likelihood.std
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("tikhonov", _tikhonov, lambda std: 0.4 / std),
-        Method("tv", _tv, lambda std: 0.035 / std),
-        Method("tgv", _tgv, lambda std: 0.035 / std),
-        Method("bm3d", _bm3d, lambda std: bm3d.DEFAULT_WEIGHT),
-        Method("epll", _epll, lambda std: epll.DEFAULT_WEIGHT, ("epll",)),
-        Method("wpp", _wpp, lambda std: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
-        Method("local-ar", _variational, lambda std: 1.0, ("local_ar", "alr")),
-        Method("dip-tv", _dip, lambda std: 0.03 / std),
-        Method("patchnr", _variational, lambda std: variational.DEFAULT_WEIGHT, ("patch_nr",)),
+        Method("tikhonov", _tikhonov, lambda likelihood: wiener.SUPER_RESOLUTION_WEIGHT),
+        Method("tv", _tv, _variation_weight),
+        Method("tgv", _tgv, _variation_weight),
+        Method("bm3d", _bm3d, lambda likelihood: bm3d.DEFAULT_WEIGHT),
+        Method("epll", _epll, lambda likelihood: epll.DEFAULT_WEIGHT, ("epll",)),
+        Method("wpp", _wpp, lambda likelihood: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
+        Method("local-ar", _variational, lambda likelihood: 1.0, ("local_ar", "alr")),
+        Method("dip-tv", _dip, _variation_weight),
+        Method(
+            "patchnr", _variational, lambda likelihood: variational.DEFAULT_WEIGHT, ("patch_nr",)
+        ),
     )
 }

@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from patchflow import models
-from patchflow.cli.options import check_output, start
+from patchflow.cli.options import check_output, output_folder, start
 from patchflow.errors import InputError
+from patchflow.io.atomic import write_bytes
 from patchflow.papers import (
     hagemann2023_mixture,
+    image_tables,
     lueckmann2021_sbibm,
-    patchnr_superresolution,
     patchnr_tomography,
 )
 from patchflow.papers import hagemann2023_scatterometry as scatterometry
+from patchflow.papers.image_problems import PROBLEMS
 from patchflow.papers.scatterometry_race import race
-from patchflow.priors.patch import PatchPrior
 from patchflow.table import Record, Table, write_csv
 
 NAMES = (
     "patchnr-superresolution",
+    "deblurring",
+    "inpainting",
+    "denoising",
     "ct-low-dose",
     "ct-limited-angle",
     "snf-mixture",
@@ -38,7 +41,8 @@ def benchmark(
     full: bool = False,
     json: str | None = None,
     csv: str | None = None,
-    model: str | None = None,
+    models: str | None = None,
+    figure: str | None = None,
     seconds: float = 300.0,
     seed: int = 0,
     threads: int | None = None,
@@ -46,17 +50,22 @@ def benchmark(
     """Rerun a table and print ours beside the published numbers.
 
     Args:
-        name: patchnr-superresolution, ct-low-dose, ct-limited-angle, snf-mixture, snf-scatterometry, sbibm.
+        name: patchnr-superresolution, deblurring, inpainting, denoising, ct-low-dose, ct-limited-angle, snf-mixture,
+            snf-scatterometry, sbibm.
         data: Folder with the data, where the table needs some; a missing file is named, with its public origin. Of
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
-        methods: Methods, as [a,b]; all by default. Of patchnr-superresolution: bicubic, tv,
-            patchnr-90s, patchnr; of ct-low-dose and ct-limited-angle: fbp, tv, patchnr; of sbibm: the tasks.
-        images: Number of test images, or of slices of each kernel (ct-...); all by default.
+        methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
+            local-ar, epll, patchnr-90s, patchnr, dip-tv; by default all but tikhonov, bm3d, patchnr-90s and dip-tv. Of
+            ct-low-dose and ct-limited-angle: fbp, tv, patchnr; of sbibm: the tasks; all by default.
+        images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution and ct,
+            two of the others.
         full: The published number of repetitions and training steps (hours).
         json: File for the table.
         csv: File for the figures of each image or measurement.
-        model: Model file of patchflow train patch-nr for the row patchnr; without it one is learned first.
-        seconds: Training time of that model; patchnr-90s always learns for 90 seconds.
+        models: Folder in which learned models are looked for and kept; without it they are learned anew.
+        figure: PNG file for a picture of the first image (tables of images), by all methods and enlarged; a
+            table of several kinds of problems writes one for each.
+        seconds: Training time of patchnr; patchnr-90s always learns for 90 seconds.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
     """
@@ -64,9 +73,12 @@ def benchmark(
         near = difflib.get_close_matches(name, NAMES, 1, cutoff=0.3)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}."
         raise InputError(f"There is no benchmark named {name!r}; {hint}")
-    for path, suffix in ((json, ".json"), (csv, ".csv")):
+    for path, suffix in ((json, ".json"), (csv, ".csv"), (figure, ".png")):
         if path is not None:
             check_output(Path(path), (suffix,))
+    if figure is not None and name not in PROBLEMS:
+        raise InputError(f"The table {name} has no images to draw; leave --figure out.")
+    folder = None if models is None else output_folder(models)
     start(seed, threads)
     if name == "snf-mixture":
         table, records = hagemann2023_mixture.run(
@@ -89,19 +101,22 @@ def benchmark(
             name,
             methods=patchnr_tomography.METHODS if methods is None else tuple(methods),
             images=images,
-            prior=None if model is None else models.load(model, PatchPrior),
+            models=folder,
             seconds=seconds,
             seed=seed,
         )
     else:
-        table, records = patchnr_superresolution.run(
+        table, records, figures = image_tables.run(
             _folder(data, name),
-            methods=patchnr_superresolution.METHODS if methods is None else tuple(methods),
+            name,
+            methods=image_tables.USUAL if methods is None else tuple(methods),
             images=images,
-            prior=None if model is None else models.load(model, PatchPrior),
+            models=folder,
             seconds=seconds,
             seed=seed,
         )
+        for group, picture in figures.items() if figure is not None else ():
+            write_bytes(_picture(Path(str(figure)), group), picture)
     if json is not None:
         table.write_json(json)
     if csv is not None:
@@ -127,6 +142,12 @@ def _scatterometry(
             second.write_json(Path(json).with_stem(f"{Path(json).stem}-race"))
         print(second, end="\n\n")
     return table, records
+
+
+def _picture(path: Path, group: str) -> Path:
+    """The path, with the kind of problem in its name where there are several."""
+    words = "".join(c if c.isalnum() else "-" for c in group.lower()).strip("-")
+    return path.with_stem(f"{path.stem}-{words}") if group else path
 
 
 def _folder(data: str | None, name: str) -> Path:

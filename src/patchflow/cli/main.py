@@ -20,12 +20,20 @@ from patchflow.cli.reconstruct import reconstruct
 from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
+from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
 from patchflow.errors import InputError, NumericalError
 from patchflow.io.checkpoint import library_version
 
 # Commands by the words that call them; a list argument named here is positional.
 _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = {
     ("train", "patch-nr"): (train_patch_nr, "images", "learn a patchNR from one to six images"),
+    ("train", "epll"): (train_epll, "images", "learn the Gaussian mixture of EPLL"),
+    ("train", "wpp"): (train_wpp, "images", "draw the patches of the Wasserstein patch prior"),
+    ("train", "local-ar"): (
+        train_local_ar,
+        "images",
+        "learn the critic of a local adversarial regulariser",
+    ),
     ("train", "conditional-snf"): (
         train_conditional_snf,
         None,

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchflow import models
 from patchflow.cli.config import command_line, write_config
+from patchflow.cli.image_methods import ImageMethod, Solver
 from patchflow.cli.options import (
     check_output,
     check_stack,
@@ -27,10 +27,9 @@ from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
 from patchflow.metrics import psnr, ssim
-from patchflow.papers import altekrueger2023_patchnr as paper
+from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct import total_variation, variational
 from patchflow.report import Curve, Panel, Report, write_report
 from patchflow.solution import Solution
 from patchflow.table import Record, build_table
@@ -46,7 +45,7 @@ def reconstruct(
     *,
     problem: str,
     output: str | None = None,
-    method: Literal["patchnr", "tv", "fbp"] = "patchnr",
+    method: ImageMethod | Literal["fbp"] = "patchnr",
     prior: str | None = None,
     angles: int | None = None,
     photons: float | None = None,
@@ -57,7 +56,7 @@ def reconstruct(
     units: Units = "normalised",
     template: str | None = None,
     noise: float = 0.01,
-    weight: float | None = None,
+    weight: float | str | None = None,
     scale: int = 4,
     boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
     kernel: str | None = None,
@@ -85,8 +84,10 @@ def reconstruct(
             defines likelihood.
         output: Image to write, by default reconstruction.png; .tif and .npy keep floating-point values. For ct .tif
             (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
-        method: patchnr, tv (total variation), or for ct fbp (filtered backprojection).
-        prior: The model file of patchflow train patch-nr; needed for patchnr.
+        method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
+            variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
+            play; extra bm3d), or dip-tv (deep image prior); for ct patchnr, tv, or fbp (filtered backprojection).
+        prior: The model file of patchflow train patch-nr, epll, wpp or local-ar, whichever the method needs.
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
@@ -96,15 +97,17 @@ def reconstruct(
         units: ct: of the truth and of a .tif or .npy output: normalised (attenuation in units of 81.36/m), or hu.
         template: ct: a folder with the DICOM series of the same slices, whose headers the output takes.
         noise: Standard deviation of the noise, in units of the image range.
-        weight: Weight of the prior against the data; patchnr: 0.1 suits any noise level, as the data term contains it;
-            tv: 0.035/noise. ct: patchnr that of the paper (0.19 for 362 x 362 pixels), tv 30 for 4096
-            photons, 40 if directions are missing.
+        weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
+            beside the discrepancy principle (about twenty reconstructions; not for ct). patchnr: 0.1 suits any noise
+            level, as the data term contains it; epll 0.2; wpp 100; tv and tgv: 0.56/noise times the share of pixels
+            that were measured. ct: patchnr that of the paper (0.19 for 362 x 362 pixels), tv 30 for 4096 photons, 40
+            if directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver: 400 for patchnr. ct: 1000 if directions are missing; for tv at most 300.
+        steps: Steps of the solver: 400 for patchnr and local-ar. ct: 1000 if directions are missing; tv: at most 300.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
@@ -119,22 +122,29 @@ def reconstruct(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
+        if isinstance(weight, str):
+            raise InputError(f"The weight is {weight!r} but must be a number for ct.")
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
-            method, prior, weight, steps, lr, stride, solver, preset, truth, units, template, report
+            method,
+            prior,
+            weight,
+            steps,
+            lr,
+            stride,
+            solver,
+            preset,
+            truth,
+            units,
+            template,
+            report,
         )
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads)
         return
-    if method == "fbp":
-        raise InputError(
-            f"Filtered backprojection is for ct, not for {problem}; use --method patchnr or tv."
-        )
+    chosen = Solver(method, steps, stride, lr, solver, preset, weight)
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
-    if method == "patchnr" and prior is None:
-        raise InputError(
-            "patchnr needs --prior, a model file; train one with patchflow train patch-nr IMAGE."
-        )
+    loaded = chosen.prior(prior)
     if report is not None:
         output_folder(report)
     start(seed, threads)
@@ -152,40 +162,13 @@ def reconstruct(
             f"The truth {truth} has {x_true.shape[2]} x {x_true.shape[3]} pixels but the reconstruction will have "
             f"{height} x {width}; give the image that was measured."
         )
-    loaded = None if prior is None else models.load(prior, PatchPrior)
     init = likelihood.operator.initial(y)
     if loaded is not None:
         loaded.check(init)
     begun = time.perf_counter()
-    follow = None if x_true is None else _follow(x_true)
-    if loaded is not None and method == "patchnr" and preset == "paper":
-        if weight is None:
-            weight = paper.weight_of_lambda(
-                likelihood.operator.domain_shape, noise=std, size=loaded.size
-            )
-        solution = paper.reconstruct(
-            likelihood, loaded, y, init, weight=weight, callback=follow, progress=True
-        )
-    elif loaded is not None and method == "patchnr":
-        weight = variational.DEFAULT_WEIGHT if weight is None else weight
-        solution = variational.reconstruct(
-            likelihood,
-            loaded,
-            y,
-            init,
-            weight=weight,
-            method=solver,
-            steps=400 if steps is None else steps,
-            lr=0.01 if lr is None else lr,
-            stride=stride,
-            callback=follow,
-            progress=True,
-        )
-    else:
-        weight = 0.035 / std if weight is None else weight
-        solution = total_variation.reconstruct(
-            likelihood, y, init, weight=weight, callback=follow, progress=True
-        )
+    solution, weight, notes = chosen.run(
+        likelihood, y, loaded, None if x_true is None else _follow(x_true)
+    )
     seconds = time.perf_counter() - begun
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
@@ -194,6 +177,7 @@ def reconstruct(
         f"{target}: {method}, weight {weight:g}, {solution.steps} steps in {seconds:.1f} s; "
         f"residual {residual:.4f} at noise {std:g}."
     )
+    print(*notes, sep="\n", end="\n" if notes else "")
     if x_true is not None:
         print(
             f"PSNR {float(psnr(solution.x, x_true).mean()):.2f} dB, SSIM {float(ssim(solution.x, x_true).mean()):.3f}"
@@ -201,7 +185,7 @@ def reconstruct(
     if report is not None:
         page = write_report(
             report,
-            _report(settings, y, init, solution, x_true, loaded, likelihood, seconds),
+            _report(settings, y, init, solution, x_true, loaded, notes, seconds),
         )
         print(f"Report: {page}")
 
@@ -228,8 +212,8 @@ def _report(
     init: Tensor,
     solution: Solution,
     truth: Tensor | None,
-    prior: PatchPrior | None,
-    likelihood: GaussianLikelihood,
+    prior: PatchPrior | MultiscalePrior | None,
+    notes: list[str],
     seconds: float,
 ) -> Report:
     method = str(settings["method"])
@@ -249,7 +233,8 @@ def _report(
             for k in torch.arange(len(truth)).tolist()
         ]
         table = build_table("reconstruction", "PSNR and SSIM, data range 1, whole image", records)
-    notes = [] if len(y) == 1 else [f"A stack of {len(y)} images; the first is shown."]
+    if len(y) > 1:
+        notes = [*notes, f"A stack of {len(y)} images; the first is shown."]
     return Report(
         title=f"{settings['problem']} of {settings['measurement']}",
         command=command_line("reconstruct", settings, "measurement"),
@@ -266,7 +251,7 @@ def _report(
                 "energy [nats]",
             )
         ],
-        nll_map=None if prior is None else prior.nll_map(solution.x[:1])[0, 0],
+        nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
         seed=int(str(settings["seed"])),
         timings={"reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},

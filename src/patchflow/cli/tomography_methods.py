@@ -19,7 +19,7 @@ from patchflow.priors.patch import PatchPrior
 from patchflow.reconstruct import total_variation, variational
 from patchflow.solution import Solution
 
-Method = Literal["patchnr", "tv", "fbp"]
+METHODS = ("patchnr", "tv", "fbp")
 TITLES = {"patchnr": "patchNR", "tv": "total variation", "fbp": "filtered backprojection"}
 
 # Total variation before patchNR: Adam alone takes thousands of steps to fill in directions that were not measured.
@@ -49,7 +49,7 @@ class Choices:
         report: Folder for the report.
     """
 
-    method: Method
+    method: str
     prior: str | None
     weight: float | None
     steps: int | None
@@ -63,6 +63,8 @@ class Choices:
     report: str | None
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"{self.method} is not made for ct; use one of {', '.join(METHODS)}.")
         if self.method == "patchnr" and self.prior is None:
             raise InputError(
                 "patchnr needs --prior, a model file; train one with patchflow train patch-nr slices/*.dcm."

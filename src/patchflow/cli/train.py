@@ -81,20 +81,8 @@ def train_patch_nr(
     target = Path(output)
     check_output(target, (".safetensors",))
     start(seed, threads)
-    limits = value_range(range)
-    found = read_slices(
-        images, units=units, dataset=dataset, dither=True, value_range=limits, grey=grey
-    )
-    training = found.images
-    for name, image in zip(found.names, training, strict=True):
-        check_varies(image, name)
-    if found.note:
-        print(found.note)
-    held: list[Tensor] = []
-    if validation is not None:
-        held = read_slices(
-            [validation], units=units, dataset=dataset, dither=True, value_range=limits, grey=grey
-        ).images
+    training = read_training(images, range, units, dataset, grey)
+    held = [] if validation is None else read_training([validation], range, units, dataset, grey)
     channels = training[0].shape[1]
     prior = models.patch_nr(
         size=size,
@@ -148,3 +136,33 @@ def train_patch_nr(
         )
     else:
         state.unlink(missing_ok=True)
+
+
+def read_training(
+    images: list[str], range: str | None, units: Units, dataset: str | None, grey: bool
+) -> list[Tensor]:
+    """Read the images of the training commands, and print what there is to say about them.
+
+    Args:
+        images: Files, or a folder of DICOM files.
+        range: The flag of the value range.
+        units: The units of the files.
+        dataset: The data set of HDF5 files.
+        grey: Convert colour to grey.
+
+    Raises:
+        InputError: If a file cannot be read, or an image is constant.
+    """
+    found = read_slices(
+        images,
+        units=units,
+        dataset=dataset,
+        dither=True,
+        value_range=value_range(range),
+        grey=grey,
+    )
+    for name, image in zip(found.names, found.images, strict=True):
+        check_varies(image, name)
+    if found.note:
+        print(found.note)
+    return found.images

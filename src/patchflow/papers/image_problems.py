@@ -26,6 +26,8 @@ from patchflow.problems.sampling import Mask
 # Side and corner of the hole, as in the survey's inpainting.
 HOLE, HOLE_CORNER = 40, 180
 MISSING = 0.8
+# Not the seed of a noise: the same numbers would choose the pixels and make the noise.
+_MASK_SEED = 314_159
 
 
 class Region(NamedTuple):
@@ -98,8 +100,7 @@ def _hole(data: Path, shape: Shape) -> LinearOperator:
 
 
 def _random(data: Path, shape: Shape) -> LinearOperator:
-    # Of its own generator: the noise must not be drawn from the numbers that chose the pixels.
-    return Mask(torch.rand(shape, generator=torch.Generator().manual_seed(0)) >= MISSING)
+    return Mask(torch.rand(shape, generator=torch.Generator().manual_seed(_MASK_SEED)) >= MISSING)
 
 
 _IN_HOLE = slice(HOLE_CORNER, HOLE_CORNER + HOLE)

@@ -19,7 +19,7 @@ from patchflow.io.images import read_image
 from patchflow.methods import METHODS as BY_NAME
 from patchflow.methods import Task
 from patchflow.metrics import LPIPS, psnr, ssim
-from patchflow.panels import Panel
+from patchflow.panels import Panel, Region
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
 from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare
@@ -143,17 +143,14 @@ def _solver(
         problem = by_group[case.group]
         prior = _prior(method, name, problem, library, data)
         chosen = BY_NAME[_SAME.get(method, method)]
-        weight = tuned_weight(name, problem, method)
+        likelihood = _gaussian(case)
+        weight = WEIGHTS.get((name, problem.group), {}).get(method.removesuffix("-90s"))
+        if weight is None:
+            weight = chosen.weight(likelihood)
         torch.manual_seed(0)  # dip-tv draws its network
-        return chosen.solve(Task(_gaussian(case), case.y, start(case), weight, prior)).x
+        return chosen.solve(Task(likelihood, case.y, start(case), weight, prior)).x
 
     return start if method == "bicubic" else solve
-
-
-def tuned_weight(name: str, problem: ImageProblem, method: str) -> float:
-    """The weight that is best on the validation image, else the method's default."""
-    found = WEIGHTS.get((name, problem.group), {}).get(method.removesuffix("-90s"))
-    return BY_NAME[_SAME.get(method, method)].weight(problem.std) if found is None else found
 
 
 def _gaussian(case: Case) -> GaussianLikelihood:
@@ -177,6 +174,18 @@ def _figures(
             caption = f"{found.values['psnr']:.2f} dB, SSIM {found.values['ssim']:.3f}"
             panels.append(Panel(method, outcome.pictures[method, group].clamp(0, 1), caption))
         pictures[group] = figure_grid(
-            [*panels, Panel("truth", case.truth, case.image)], columns=5, title=group
+            [*panels, Panel("truth", case.truth, case.image)],
+            zoom=_zoom(by_group[group]),
+            columns=5,
+            title=group,
         )
     return pictures
+
+
+def _zoom(problem: ImageProblem) -> Region | None:
+    """What is enlarged: a hole with as much around it, or the busiest region."""
+    if problem.region.rows.stop is None or problem.region.rows.stop < 0:
+        return None
+    top, left = problem.region.rows.start, problem.region.columns.start
+    side = problem.region.rows.stop - top
+    return Region(top - side // 2, left - side // 2, 2 * side, 2 * side)

@@ -20,7 +20,7 @@ from patchflow.errors import InputError
 from patchflow.io.lodopab import is_lodopab, read_pairs
 from patchflow.learn import learn_patches
 from patchflow.metrics import psnr, ssim
-from patchflow.models import patch_nr
+from patchflow.models import load, patch_nr, save
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers.altekrueger2023_patchnr import CT_LAMBDA, CT_PADDING, weight_of_mean
 from patchflow.papers.comparison import Case, Solver, check_choice, compare
@@ -83,6 +83,7 @@ def run(
     kernels: Sequence[str] = KERNELS,
     images: int | None = None,
     prior: PatchPrior | None = None,
+    models: Path | None = None,
     seconds: float = 300.0,
     seed: int = 0,
 ) -> tuple[Table, list[Record]]:
@@ -95,6 +96,7 @@ def run(
         kernels: Which of :data:`KERNELS` (not of LoDoPaB).
         images: Number of slices (of each kernel); by default nine, of LoDoPaB 100.
         prior: A trained patchNR; without it one is learned from six slices.
+        models: Folder in which it is looked for (patchnr-lung.safetensors) and kept.
         seconds: Training time of that patchNR.
         seed: Seed of the noise: slice k has the seed ``seed + k``.
 
@@ -120,7 +122,7 @@ def run(
     )
     training = ""
     if "patchnr" in methods and prior is None:
-        prior, training = _learn(data, seconds, seed)
+        prior, training = _learn(data, models, seconds, seed)
     first = cases[0]
     repeats = [
         first._replace(y=_simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
@@ -144,7 +146,10 @@ def run(
     return outcome.table(problem, protocol, METRICS, published), outcome.records
 
 
-def _learn(data: Path, seconds: float, seed: int) -> tuple[PatchPrior, str]:
+def _learn(data: Path, models: Path | None, seconds: float, seed: int) -> tuple[PatchPrior, str]:
+    path = None if models is None else models / "patchnr-lung.safetensors"
+    if path is not None and path.exists():
+        return load(path, PatchPrior), ""
     images = training_images(data, seed)
     prior = patch_nr(padding=CT_PADDING)
     torch.manual_seed(seed)
@@ -156,6 +161,8 @@ def _learn(data: Path, seconds: float, seed: int) -> tuple[PatchPrior, str]:
         seconds=seconds,
         progress=True,
     )
+    if path is not None:
+        save(path, prior, images=images[:TRAINING_SLICES], seed=seed)
     return prior, f"; patchnr trained for {training.seconds:.0f} s ({training.steps} steps)"
 
 

@@ -2,4 +2,14 @@
 
 from __future__ import annotations
 
-WEIGHTS: dict[tuple[str, str], dict[str, float]] = {}
+WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
+    ("patchnr-superresolution", ""): {
+        "tv": 3.5,
+        "tgv": 3.5,
+        "wpp": 100.0,
+        "epll": 0.2,
+        "local-ar": 20.0,
+        "patchnr": 0.1,
+        "dip-tv": 3.0,
+    },
+}

@@ -1,0 +1,171 @@
+"""Solvers of ``patchflow reconstruct`` for images: a method by name, with its flags and its weight, given or chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from patchflow import models
+from patchflow.energy import Energy
+from patchflow.errors import InputError
+from patchflow.methods import METHODS, Task
+from patchflow.papers import altekrueger2023_patchnr as paper
+from patchflow.priors.multiscale import MultiscalePrior
+from patchflow.priors.patch import PatchPrior
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import variational
+from patchflow.reconstruct.automatic_weight import Trial, choose_weight
+from patchflow.solution import Solution
+
+ImageMethod = Literal[
+    "patchnr", "epll", "wpp", "local-ar", "tv", "tgv", "tikhonov", "bm3d", "dip-tv"
+]
+Follow = Callable[[int, Tensor, float], Mapping[str, str]]
+# Methods whose solver is Adam or L-BFGS on phases of the patch grid.
+_VARIATIONAL = ("patchnr", "local-ar")
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A method with its flags.
+
+    Attributes:
+        method: The method.
+        steps: Number of steps; of patchnr and local-ar, as the next three.
+        stride: Stride of the patch grid.
+        lr: Peak step of Adam.
+        solver: Adam or L-BFGS.
+        preset: The published procedure of patchnr, or ours.
+        weight: The weight; None for the default, ``"auto"`` for a choice without a ground truth.
+
+    Raises:
+        InputError: If a flag does not concern the method, or the weight is neither a number nor auto.
+    """
+
+    method: str
+    steps: int | None
+    stride: int | None
+    lr: float | None
+    solver: Literal["adam", "lbfgs"]
+    preset: Literal["default", "paper"]
+    weight: float | str | None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(
+                f"{self.method} is for ct, not for images; use one of {', '.join(METHODS)}."
+            )
+        given = {"steps": self.steps, "stride": self.stride, "lr": self.lr}
+        given["solver"] = None if self.solver == "adam" else self.solver
+        if self.method not in _VARIATIONAL or self.preset == "paper":
+            who = f"preset {self.preset}" if self.preset == "paper" else f"method {self.method}"
+            for name, value in given.items():
+                if value is not None:
+                    raise InputError(
+                        f"--{name} {value} says nothing about the {who}; leave it out."
+                    )
+        if self.preset == "paper" and self.method != "patchnr":
+            raise InputError(f"The preset paper is that of patchnr, not of {self.method}.")
+        if isinstance(self.weight, str) and self.weight != "auto":
+            raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
+
+    def prior(self, path: str | None) -> PatchPrior | MultiscalePrior | None:
+        """Read the model that the method needs.
+
+        Raises:
+            InputError: If it is missing or that of another method.
+        """
+        chosen = METHODS[self.method]
+        if not chosen.models or path is None:
+            chosen.check_prior(None)
+            return None
+        prior = models.load(path, Energy)
+        chosen.check_prior(prior)
+        assert isinstance(prior, PatchPrior | MultiscalePrior)
+        return prior
+
+    def run(
+        self,
+        likelihood: GaussianLikelihood,
+        y: Tensor,
+        prior: PatchPrior | MultiscalePrior | None,
+        follow: Follow | None,
+    ) -> tuple[Solution, float, list[str]]:
+        """Reconstruct.
+
+        Args:
+            likelihood: The law of the measurement.
+            y: The measurement.
+            prior: What :meth:`prior` read.
+            follow: Called after each step.
+
+        Returns:
+            The reconstruction, its weight, and what there is to say about the choice of the weight.
+        """
+        default = self._default_weight(likelihood, prior)
+        if self.weight != "auto":
+            weight = default if self.weight is None else float(self.weight)
+            return self._solve(likelihood, y, weight, prior, follow), weight, []
+
+        def solve(measurement: Tensor, weight: float) -> Solution:
+            return self._solve(likelihood, measurement, weight, prior, None)
+
+        def tell(trial: Trial) -> None:
+            print(
+                f"weight {trial.weight:.4g}: residual {trial.discrepancy:.3f} of the noise's variance, "
+                f"estimated risk {trial.risk:.4f}"
+            )
+
+        choice = choose_weight(solve, likelihood, y, start=default, report=tell)
+        other = choice.by_discrepancy
+        notes = [
+            f"Weight {choice.weight:.4g} by Stein's risk estimate; "
+            + ("none has" if other is None else f"{other:.4g} has")
+            + " a residual as large as the noise (discrepancy principle)."
+        ]
+        if not choice.agree:
+            notes.append(
+                "The two disagree by more than a factor of four: check --noise, and look at both reconstructions."
+            )
+        return choice.solution, choice.weight, notes
+
+    def _default_weight(
+        self, likelihood: GaussianLikelihood, prior: PatchPrior | MultiscalePrior | None
+    ) -> float:
+        if self.preset == "paper" and prior is not None:
+            shape = likelihood.operator.domain_shape
+            return paper.weight_of_lambda(shape, noise=likelihood.std, size=prior.size)
+        return METHODS[self.method].weight(likelihood)
+
+    def _solve(
+        self,
+        likelihood: GaussianLikelihood,
+        y: Tensor,
+        weight: float,
+        prior: PatchPrior | MultiscalePrior | None,
+        follow: Follow | None,
+    ) -> Solution:
+        init = likelihood.operator.initial(y)
+        if not (self.method in _VARIATIONAL and isinstance(prior, PatchPrior)):
+            task = Task(likelihood, y, init, weight, prior, callback=follow, progress=True)
+            return METHODS[self.method].solve(task)
+        if self.preset == "paper":
+            return paper.reconstruct(
+                likelihood, prior, y, init, weight=weight, callback=follow, progress=True
+            )
+        return variational.reconstruct(
+            likelihood,
+            prior,
+            y,
+            init,
+            weight=weight,
+            method=self.solver,
+            steps=400 if self.steps is None else self.steps,
+            lr=0.01 if self.lr is None else self.lr,
+            stride=self.stride,
+            callback=follow,
+            progress=True,
+        )

@@ -1,0 +1,263 @@
+"""``patchflow train epll``, ``wpp`` and ``local-ar``: the other priors on patches."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from patchflow import models
+from patchflow.cli.config import write_config
+from patchflow.cli.options import check_output, start
+from patchflow.cli.problems import Settings
+from patchflow.cli.slices import Units
+from patchflow.cli.train import read_training
+from patchflow.errors import InputError
+from patchflow.learn_critic import learn_critic
+from patchflow.learn_critic import noise as white_noise
+from patchflow.learn_mixture import learn_epll
+from patchflow.learn_reference import learn_wpp
+from patchflow.numerics.patches import common_channels
+
+
+def train_epll(
+    images: list[str],
+    *,
+    output: str = "epll.safetensors",
+    size: int = 6,
+    components: int = 200,
+    padding: int = 0,
+    remove_mean: bool = False,
+    dihedral: bool = False,
+    count: int | None = None,
+    floor: float = 1e-6,
+    tolerance: float = 1e-3,
+    steps: int = 500,
+    range: str | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Learn the Gaussian mixture of EPLL from all patches of one to six images, by expectation maximisation.
+
+    Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the mixture so far.
+
+    Args:
+        images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
+        output: Model file to write.
+        size: Side length of the patches in pixels.
+        components: Number of components.
+        padding: Reflected pixels around an image in reconstruction.
+        remove_mean: Take the mean of each patch out, as in the original EPLL.
+        dihedral: Turn and mirror patches at random (for images without a preferred direction).
+        count: Number of patches, drawn at random; all by default.
+        floor: Smallest variance of a component in any direction, in squared units of the image.
+        tolerance: Stop when a step gains less than this many nats per patch.
+        steps: Stop after this many steps in any case.
+        range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+    """
+    settings = dict(locals())
+    target = _begin(output, seed, threads)
+    training = read_training(images, range, units, dataset, grey)
+    begun = time.perf_counter()
+    prior, record = learn_epll(
+        training,
+        size=size,
+        components=components,
+        padding=padding,
+        remove_mean=remove_mean,
+        dihedral=dihedral,
+        count=count,
+        floor=floor,
+        tolerance=tolerance,
+        max_iterations=steps,
+        progress=True,
+    )
+    seconds = time.perf_counter() - begun
+    done = len(record.log_likelihood) - 1
+    summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
+    _finish(target, prior, training, seed, summary, "train epll", settings)
+    how = "converged" if record.converged else "not converged; a larger --steps goes on"
+    print(
+        f"{target}: {len(record.weights)} components, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch "
+        f"after {done} steps in {seconds:.0f} s ({how})."
+    )
+
+
+def train_wpp(
+    images: list[str],
+    *,
+    output: str = "wpp.safetensors",
+    size: int = 6,
+    count: int = 2000,
+    scales: int = 2,
+    epsilon: float = 0.0,
+    rho: float | None = None,
+    padding: int = 0,
+    dihedral: bool = False,
+    range: str | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Draw the reference patches of the Wasserstein patch prior from one to six images.
+
+    The model file holds these patches: pixels of the images. There is nothing to optimise, it takes a second.
+
+    Args:
+        images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
+        output: Model file to write.
+        size: Side length of the patches in pixels.
+        count: Number of reference patches of each scale; 10,000 in the paper.
+        scales: Number of scales, each half as large as the one before.
+        epsilon: Entropic smoothing, in squared units of the image; 0.01 reconstructs better, and slower.
+        rho: Penalty of using the reference patches unevenly; by default they are used alike.
+        padding: Reflected pixels around an image in reconstruction.
+        dihedral: Turn and mirror patches at random (for images without a preferred direction).
+        range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+    """
+    settings = dict(locals())
+    target = _begin(output, seed, threads)
+    training = read_training(images, range, units, dataset, grey)
+    prior = learn_wpp(
+        training,
+        size=size,
+        count=count,
+        scales=scales,
+        epsilon=epsilon,
+        rho=rho,
+        padding=padding,
+        dihedral=dihedral,
+    )
+    _finish(target, prior, training, seed, {}, "train wpp", settings)
+    print(f"{target}: {count} reference patches at each of {scales} scales.")
+
+
+def train_local_ar(
+    images: list[str],
+    *,
+    output: str = "local-ar.safetensors",
+    form: Literal["small", "original"] = "small",
+    problem: str | None = None,
+    noise: float = 0.01,
+    scale: int = 4,
+    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
+    kernel: str | None = None,
+    mask: str | None = None,
+    padding: int = 0,
+    dihedral: bool = False,
+    batch: int = 64,
+    steps: int = 10_000,
+    lr: float = 1e-4,
+    seconds: float | None = None,
+    range: str | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Learn the local adversarial regulariser: a critic that tells patches of the images from spoilt ones.
+
+    With --problem the spoilt images are start images of simulated measurements, which serves that problem best.
+
+    Args:
+        images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
+        output: Model file to write.
+        form: small (of the patch group, 6 x 6 pixels) or original (13 x 13).
+        problem: super-resolution, deblurring, inpainting, denoising, or a Python file that defines likelihood;
+            without it patches are blurred and made noisy at random, as published.
+        noise: Of the problem: standard deviation of the noise, in units of the image range.
+        scale: Super-resolution: image pixels per measured pixel.
+        boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
+        kernel: Deblurring: the blur kernel, an image or .npy file.
+        mask: Inpainting: an image that is white where pixels were measured.
+        padding: Reflected pixels around an image in reconstruction.
+        dihedral: Turn and mirror patches at random (for images without a preferred direction).
+        batch: Pairs of patches per step.
+        steps: Training steps.
+        lr: Peak learning rate.
+        seconds: Time limit; the learning-rate schedule ends with it.
+        range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+    """
+    settings = dict(locals())
+    if problem == "ct":
+        raise InputError("local-ar for ct learns from random blur and noise; leave --problem out.")
+    target = _begin(output, seed, threads)
+    training = read_training(images, range, units, dataset, grey)
+    channels = common_channels(training)
+    original = form == "original"
+    prior = (
+        models.local_ar(channels=channels, padding=padding)
+        if original
+        else models.alr(channels=channels, padding=padding)
+    )
+    flags = None if problem is None else Settings(problem, noise, scale, boundary, kernel, mask)
+
+    def degrade(x: Tensor) -> Tensor:
+        assert flags is not None
+        likelihood = flags.likelihood((x.shape[2], x.shape[3]), measured=False)
+        return likelihood.operator.initial(likelihood.simulate(x))
+
+    result = learn_critic(
+        prior,
+        training,
+        degrade=None if flags is None else degrade,
+        perturb=white_noise if original and flags is None else None,
+        penalty=5.0 if original else 10.0,
+        dihedral=dihedral,
+        batch=batch,
+        steps=steps,
+        lr=lr,
+        seconds=seconds,
+        progress=True,
+    )
+    summary = {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "stopped": result.stopped,
+        "distance": [-loss for loss in result.losses],
+    }
+    _finish(target, prior, training, seed, summary, "train local-ar", settings)
+    print(f"{target}: {result.steps} steps in {result.seconds:.0f} s ({result.stopped}).")
+
+
+def _begin(output: str, seed: int, threads: int | None) -> Path:
+    target = Path(output)
+    check_output(target, (".safetensors",))
+    start(seed, threads)
+    return target
+
+
+def _finish(
+    target: Path,
+    prior: nn.Module,
+    training: list[Tensor],
+    seed: int,
+    summary: dict[str, object],
+    command: str,
+    settings: dict[str, object],
+) -> None:
+    models.save(target, prior, images=training, seed=seed, training=summary)
+    write_config(target.with_suffix(".yaml"), command, settings)

@@ -1,0 +1,165 @@
+"""The other patch priors on the command line: trained, used, refused; and the automatic weight."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import patchflow as pf
+from patchflow.cli import main
+from patchflow.io.images import read_image, write_image
+from patchflow.papers import image_problems, image_tables
+from patchflow.priors.multiscale import MultiscalePrior
+
+pytestmark = pytest.mark.usefixtures("as_users_do")
+NOISE = 0.1
+
+
+def waves(rows=48, columns=48, shift=0.0):
+    i, j = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    wave = 0.5 + 0.25 * torch.sin(0.5 * i + shift) + 0.2 * torch.cos(0.3 * j)
+    return wave[None, None].float()
+
+
+@pytest.fixture
+def files(as_users_do):
+    write_image("train.tif", waves())
+    truth = waves(40, 44, 0.7)
+    write_image("truth.tif", truth)
+    torch.manual_seed(1)
+    write_image("y.tif", truth + NOISE * torch.randn_like(truth))
+
+
+def error(path):
+    return float((read_image(path, slack=1) - read_image("truth.tif")).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("train", "method", "weight"),
+    [
+        (["epll", "--components=5", "--size=4"], "epll", 1.0),
+        (["epll", "--components=5", "--size=4", "--remove-mean=true"], "epll", 1.0),
+        (["wpp", "--count=300", "--size=4"], "wpp", 300.0),
+        (["wpp", "--count=300", "--size=4", "--epsilon=0.001", "--scales=1"], "wpp", 300.0),
+        (["local-ar", "--steps=300", "--lr=0.001"], "local-ar", 100.0),
+    ],
+)
+def test_train_and_reconstruct(files, train, method, weight, capsys):
+    assert main(["train", train[0], "train.tif", *train[1:], "-o", "m.safetensors"]) == 0
+    assert yaml.safe_load(Path("m.yaml").read_text())["command"] == f"train {train[0]}"
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", f"--method={method}"]
+    run += ["--prior=m.safetensors", f"--weight={weight}", "--truth=truth.tif"]
+    assert main([*run, "--report=page", "-o", "x.tif"]) == 0
+    assert error("x.tif") < 0.6 * error("y.tif")
+    assert f"{method}, weight {weight:g}" in capsys.readouterr().out
+    page = Path("page/report.html").read_text()
+    assert ("patch negative log-likelihood" in page) == (method != "wpp")
+    assert main(["info", "m.safetensors"]) == 0
+
+
+@pytest.mark.parametrize("method", ["tv", "tgv", "tikhonov"])
+def test_methods_without_training(files, method):
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", f"--method={method}"]
+    assert main([*run, "-o", "x.tif"]) == 0
+    assert error("x.tif") < 0.6 * error("y.tif")
+
+
+def test_the_original_critic_is_learned_and_the_problem_counts(files):
+    run = ["train", "local-ar", "train.tif", "--steps=2"]
+    assert main([*run, "--form=original", "-o", "a.safetensors"]) == 0
+    assert main([*run, "--problem=denoising", "--noise=0.2", "-o", "b.safetensors"]) == 0
+    assert pf.load("a.safetensors", pf.PatchPrior).size == 13
+    assert pf.load("b.safetensors", pf.PatchPrior).size == 6
+
+
+def test_the_automatic_weight_is_told_and_good(files, capsys):
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", "--method=tv"]
+    assert main([*run, "--weight=auto", "--truth=truth.tif", "-o", "auto.tif"]) == 0
+    told = capsys.readouterr().out
+    chosen = float(re.findall(r"Weight ([\d.]+) by Stein", told)[0])
+    assert "discrepancy principle" in told
+    assert told.count("estimated risk") >= 7
+    errors = {}
+    for factor in (0.25, 0.5, 1, 2, 4):
+        assert main([*run, f"--weight={factor * chosen}", "-o", "x.tif"]) == 0
+        errors[factor] = error("x.tif")
+    assert errors[1] < 1.05 * min(errors.values())
+    assert errors[1] < 0.8 * max(errors[0.25], errors[4])
+
+
+def refused(capsys, arguments, message):
+    capsys.readouterr()
+    assert main(arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert "\n" not in line
+
+
+def test_mistakes_are_refused_in_one_sentence(files, capsys):
+    run = ["reconstruct", "y.tif", "--problem=denoising"]
+    refused(capsys, [*run, "--method=epll"], "train one with patchflow train epll")
+    refused(capsys, [*run, "--method=wpp"], "train one with patchflow train wpp")
+    refused(capsys, [*run, "--method=fbp"], "fbp is for ct")
+    refused(
+        capsys, [*run, "--method=tv", "--steps=5"], "--steps 5 says nothing about the method tv"
+    )
+    refused(capsys, [*run, "--method=tv", "--preset=paper"], "paper is that of patchnr")
+    refused(capsys, [*run, "--method=tv", "--weight=best"], "must be a number or auto")
+    refused(capsys, [*run, "--problem=ct", "--weight=auto"], "must be a number for ct")
+    refused(capsys, [*run, "--problem=ct", "--method=epll"], "epll is not made for ct")
+    assert main(["train", "wpp", "train.tif", "--count=9", "-o", "wpp.safetensors"]) == 0
+    assert isinstance(pf.load("wpp.safetensors", MultiscalePrior), MultiscalePrior)
+    refused(capsys, [*run, "--method=epll", "--prior=wpp.safetensors"], "not take a model of wpp")
+    refused(capsys, [*run, "--prior=wpp.safetensors"], "not take a model of wpp")
+    refused(capsys, ["train", "epll", "train.tif", "--components=9999"], "cannot place")
+    refused(capsys, ["train", "local-ar", "train.tif", "--problem=ct"], "leave --problem out")
+    refused(capsys, ["train", "wpp", "train.tif", "--scales=9"], "smaller than a patch")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder as that of the data, with small pictures of waves."""
+    folder = tmp_path / "data"
+    (folder / "material" / "test").mkdir(parents=True)
+    for name in ("learn", "val"):
+        write_image(folder / "material" / f"img_{name}_material.png", waves(96, 96))
+    write_image(folder / "material" / "test" / "img1.png", waves(96, 96, 1.0))
+    monkeypatch.setattr(image_tables, "LPIPS", lambda *files: lambda x, y: torch.ones(len(x)))
+    return folder
+
+
+def test_a_table_of_two_kinds_of_problems(data, capsys):
+    run = ["benchmark", "denoising", f"--data={data}", "--images=1", "--threads=1"]
+    run += ["--methods=[bicubic,tv,wpp]", "--models=kept", "--json=t.json", "--csv=t.csv"]
+    assert main([*run, "--figure=t.png"]) == 0
+    rows = {row["method"]: row for row in json.loads(Path("t.json").read_text())["rows"]}
+    assert set(rows) == {
+        f"{method}, sigma {std}" for method in ("bicubic", "tv", "wpp") for std in (0.05, 0.1)
+    }
+    # The start is the measurement, whose error is the noise.
+    assert abs(rows["bicubic, sigma 0.1"]["mean"]["psnr"] - 20) < 0.5
+    assert rows["tv, sigma 0.1"]["mean"]["psnr"] > 25
+    assert {path.name for path in Path().glob("t-*.png")} == {"t-sigma-0-05.png", "t-sigma-0-1.png"}
+    assert Path("kept/wpp-material.safetensors").exists()
+    before = Path("kept/wpp-material.safetensors").read_bytes()
+    assert main(run) == 0
+    assert Path("kept/wpp-material.safetensors").read_bytes() == before
+    refused(capsys, [*run, "--methods=[nlm]"], "There is no 'nlm'")
+
+
+def test_measurements_are_those_of_the_problem(data):
+    path = data / "material" / "test" / "img1.png"
+    (small,) = image_problems.PROBLEMS["patchnr-superresolution"]
+    assert small.case(data, path, 0).y.shape == (1, 1, 24, 24)
+    first, again = (small.case(data, path, seed).y for seed in (0, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, small.case(data, path, 1).y)
+    mask = image_problems.PROBLEMS["inpainting"][1]
+    case = mask.case(data, path, 0)
+    noise = (case.y - case.likelihood.operator(case.truth)) / 0.01
+    # The noise is standard normal where pixels are hidden: the mask was not drawn from the same numbers.
+    hidden = noise[0, 0][~case.likelihood.operator.mask]
+    assert abs(float(hidden.square().mean()) - 1) < 5 * (2 / hidden.numel()) ** 0.5
