@@ -10,6 +10,7 @@ import patchflow as pf
 from patchflow.errors import InputError
 from patchflow.numerics import quadratic
 from patchflow.priors.expectation_maximization import MixtureFit, fit_mixture
+from patchflow.priors.mixture_search import SearchedMixture
 from patchflow.priors.patch_mixture import PatchMixture, mean_free_basis
 
 DIM, COUNT = 5, 3
@@ -238,3 +239,33 @@ def test_empty_components_are_left_out():
 def test_bad_data_are_refused(points, components, floor, message):
     with pytest.raises(InputError, match=message):
         fit_mixture(points, components, floor=floor)
+
+
+def test_search_in_groups_finds_nearly_the_best():
+    mixture = PatchMixture(*parameters(count=30, spread=2.0))
+    x = mixture.sample(2000)
+    exact = mixture.component(x)
+    searched = SearchedMixture(mixture, 6)
+    found = searched.component(x)
+    assert searched.owner.bincount().max() <= 5
+    assert (found == exact).double().mean() > 0.6
+    joint = mixture.log_joint(x)
+    missed = joint.max(1).values - joint.gather(1, found[:, None])[:, 0]
+    at_random = joint.max(1).values - joint[:, 0]
+    assert missed.mean() < 0.05 * at_random.mean()
+    # Within its group the search is exact.
+    members = torch.where(searched.owner == searched.owner[found][:, None], joint, -math.inf)
+    assert torch.equal(members.argmax(1), found)
+    torch.testing.assert_close(searched(x), mixture(x))
+    noisy = searched.blurred(0.3)
+    assert torch.equal(noisy.owner, searched.owner)
+    torch.testing.assert_close(noisy.covariances, mixture.blurred(0.3).covariances)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_search_in_one_group_or_in_single_ones_is_exact(groups):
+    mixture = PatchMixture(*parameters(count=4))
+    x = mixture.sample(300)
+    assert torch.equal(SearchedMixture(mixture, groups).component(x), mixture.component(x))
+    with pytest.raises(InputError, match="9 groups for 4"):
+        SearchedMixture(mixture, 9)

@@ -97,8 +97,7 @@ class PatchMixture(Density):
 
     def component(self, x: Float[Tensor, "batch patch"]) -> Tensor:
         """The number of the most probable component of each patch."""
-        z = self._whiten(x)
-        return torch.cat([(self.theta @ features(part)).argmax(0) for part in z.split(_CHUNK, 1)])
+        return self._best(self._whiten(x), self.theta)
 
     def sample(self, count: int, condition: Tensor | None = None) -> Float[Tensor, "count patch"]:
         """Draw patches, of mean zero where the mean is taken out; see :meth:`Density.sample`."""
@@ -164,6 +163,11 @@ class PatchMixture(Density):
     def project(self, x: Float[Tensor, "batch patch"]) -> Float[Tensor, "batch dim"]:
         """The coordinates :math:`Bq` of patches."""
         return x if self.basis is None else x @ self.basis.T
+
+    @staticmethod
+    def _best(z: Tensor, theta: Tensor) -> Tensor:
+        parts = [(theta @ features(part)).argmax(0) for part in z.split(_CHUNK, 1)]
+        return torch.cat(parts) if parts else z.new_empty(0, dtype=torch.long)
 
     def _whiten(self, x: Tensor) -> Tensor:
         return self.whitening @ (self.project(x) - self.centre).T

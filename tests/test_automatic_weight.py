@@ -1,0 +1,116 @@
+"""The automatic weight where the risk is known: shrinkage of white noise, whose best weight has a closed form."""
+
+import math
+
+import pytest
+import torch
+
+from patchflow.errors import InputError, NumericalError
+from patchflow.problems.likelihood import GaussianLikelihood, Likelihood, MixedNoise
+from patchflow.problems.operator import Identity
+from patchflow.problems.poisson import PoissonNoise
+from patchflow.problems.sampling import Mask
+from patchflow.reconstruct.automatic_weight import choose_weight
+from patchflow.solution import Solution
+
+STD, SIGNAL, SHAPE = 0.3, 0.8, (80, 90)
+# Of the shrinkage y / (1 + w STD^2) the risk is least at w = 1 / SIGNAL^2, the precision of the prior.
+BEST = 1 / SIGNAL**2
+
+
+def shrink(y, weight):
+    return Solution(y / (1 + weight * STD**2), [], 1, True)
+
+
+def measured(operator):
+    x = SIGNAL * torch.randn(1, 1, *SHAPE)
+    likelihood = GaussianLikelihood(operator, STD)
+    return likelihood, likelihood.simulate(x), x
+
+
+def test_stein_finds_the_best_shrinkage():
+    likelihood, y, x = measured(Identity(SHAPE))
+    choice = choose_weight(shrink, likelihood, y, start=0.3 * BEST)
+    # On a grid of factors of the root of two.
+    assert 2**-0.5 < choice.weight / BEST < 2**0.5
+    assert torch.equal(choice.solution.x, shrink(y, choice.weight).x)
+    for trial in choice.trials:
+        error = (shrink(y, trial.weight).x - x).square().mean() / STD**2
+        # Its standard error: that of the mean of squared noise, and of the divergence with the probe.
+        assert abs(trial.risk - float(error)) < 6 * math.sqrt(8 / y.numel())
+        residual = (shrink(y, trial.weight).x - y).square().mean() / STD**2
+        assert math.isclose(trial.discrepancy, float(residual), rel_tol=1e-9)
+
+
+def test_the_discrepancy_principle_is_where_the_residual_is_the_noise():
+    likelihood, y, _ = measured(Identity(SHAPE))
+    choice = choose_weight(shrink, likelihood, y, start=BEST)
+    assert choice.by_discrepancy is not None
+    residual = float((shrink(y, choice.by_discrepancy).x - y).square().mean())
+    assert math.isclose(residual, STD**2, rel_tol=0.03)
+    # White noise on a white signal: the residual is that of the noise at a weight far above the best one.
+    assert choice.by_discrepancy > 2 * choice.weight
+
+
+def test_a_wrong_noise_level_is_noticed():
+    """Ten times too small a level: the less prior the better, without end."""
+    likelihood, y, _ = measured(Identity(SHAPE))
+    wrong = GaussianLikelihood(likelihood.operator, STD / 10)
+    with pytest.raises(NumericalError, match="check the noise level"):
+        choose_weight(shrink, wrong, y, start=BEST)
+
+
+def test_hidden_pixels_do_not_count():
+    mask = torch.rand(SHAPE) > 0.7
+    likelihood, y, _ = measured(Mask(mask))
+    filled = torch.where(mask, y, 0.0)
+    torch.manual_seed(5)
+    choice = choose_weight(shrink, likelihood, y, start=BEST)
+    torch.manual_seed(5)
+    again = choose_weight(shrink, likelihood, filled, start=BEST)
+    assert choice.weight == again.weight
+    for a, b in zip(choice.trials, again.trials, strict=True):
+        assert math.isclose(a.discrepancy, b.discrepancy, rel_tol=1e-9)
+    assert 0.5 < choice.weight / BEST < 2
+
+
+def test_trials_are_reported_and_flags_raised():
+    likelihood, y, _ = measured(Identity(SHAPE))
+    seen = []
+    choice = choose_weight(shrink, likelihood, y, start=BEST, report=seen.append)
+    assert sorted(seen) == choice.trials
+    assert choice.agree == (0.25 <= (choice.by_discrepancy or 0) / choice.weight <= 4)
+    assert not choice._replace(by_discrepancy=None).agree
+    assert not choice._replace(by_discrepancy=5 * choice.weight).agree
+
+
+def test_counts_weigh_by_their_precision():
+    """Poisson noise of sinograms: the risk is that of the prediction in units of each ray's noise."""
+    noise = PoissonNoise(1e4)
+    likelihood = Likelihood(Identity(SHAPE), noise)
+    x = 0.5 + 0.1 * torch.rand(1, 1, *SHAPE)
+    y = likelihood.simulate(x)
+
+    def smooth(y, weight):
+        return Solution(y.mean() + (y - y.mean()) / (1 + weight), [], 1, True)
+
+    choice = choose_weight(smooth, likelihood, y, start=0.1)
+    errors = {
+        trial.weight: float((smooth(y, trial.weight).x - x).square().mean())
+        for trial in choice.trials
+    }
+    assert errors[choice.weight] < 1.05 * min(errors.values())
+
+
+def test_bad_input_is_refused():
+    likelihood, y, _ = measured(Identity(SHAPE))
+    with pytest.raises(InputError, match="start weight is 0"):
+        choose_weight(shrink, likelihood, y, start=0.0)
+    with pytest.raises(InputError, match="not MixedNoise"):
+        choose_weight(shrink, Likelihood(Identity(SHAPE), MixedNoise(0.1, 0.1)), y, start=1.0)
+
+    def constant(y, weight):
+        return Solution(torch.zeros_like(y) + 1 / weight, [], 1, True)
+
+    with pytest.raises(NumericalError, match="end of the range"):
+        choose_weight(constant, likelihood, y, start=1.0)
