@@ -3,7 +3,7 @@
 Run: python benchmarks/epll.py --data DATA [--threads 2] [--iterations 20]. Both fit 200 full covariances to the 354,025
 patches of 6 x 6 pixels of the training image of the material. scikit-learn runs so many iterations from its k-means;
 ours, from its own start, until its log-likelihood is as high. Then the validation image is reconstructed
-(super-resolution x4): with all patches in each step, with one phase of a grid, with flat tails, with a search in groups.
+(super-resolution x4): with all patches in each step, one phase of a grid, flat tails, or a search in groups.
 """
 
 import argparse

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from patchflow.cli.options import check_output, output_folder, start
 from patchflow.errors import InputError
+from patchflow.figures import figure_grid
 from patchflow.io.atomic import write_bytes
+from patchflow.panels import Panel, Region
 from patchflow.papers import (
     hagemann2023_mixture,
     image_tables,
@@ -106,7 +108,7 @@ def benchmark(
             seed=seed,
         )
     else:
-        table, records, figures = image_tables.run(
+        table, records, pictures = image_tables.run(
             _folder(data, name),
             name,
             methods=image_tables.USUAL if methods is None else tuple(methods),
@@ -115,8 +117,8 @@ def benchmark(
             seconds=seconds,
             seed=seed,
         )
-        for group, picture in figures.items() if figure is not None else ():
-            write_bytes(_picture(Path(str(figure)), group), picture)
+        for picture in pictures if figure is not None else ():
+            _draw(Path(str(figure)), picture)
     if json is not None:
         table.write_json(json)
     if csv is not None:
@@ -144,10 +146,19 @@ def _scatterometry(
     return table, records
 
 
-def _picture(path: Path, group: str) -> Path:
-    """The path, with the kind of problem in its name where there are several."""
-    words = "".join(c if c.isalnum() else "-" for c in group.lower()).strip("-")
-    return path.with_stem(f"{path.stem}-{words}") if group else path
+def _draw(path: Path, picture: image_tables.Picture) -> None:
+    """Draw a picture; the kind of problem joins the file's name where there are several."""
+    words = "".join(c if c.isalnum() else "-" for c in picture.group.lower()).strip("-")
+    panels = [Panel(name, *shown) for name, shown in picture.methods.items()]
+    rows, columns = picture.region
+    zoom = None  # the busiest region
+    if rows.stop is not None and rows.stop > 0:  # a hole, with as much around it
+        side = rows.stop - rows.start
+        zoom = Region(rows.start - side // 2, columns.start - side // 2, 2 * side, 2 * side)
+    drawn = figure_grid(
+        [*panels, Panel("truth", picture.truth)], zoom=zoom, columns=5, title=picture.group
+    )
+    write_bytes(path.with_stem(f"{path.stem}-{words}") if words else path, drawn)
 
 
 def _folder(data: str | None, name: str) -> Path:

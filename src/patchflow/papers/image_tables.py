@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from patchflow.errors import InputError
-from patchflow.figures import figure_grid
 from patchflow.io.images import read_image
 from patchflow.methods import METHODS as BY_NAME
 from patchflow.methods import Task
 from patchflow.metrics import LPIPS, psnr, ssim
-from patchflow.panels import Panel, Region
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
 from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare
@@ -42,12 +40,28 @@ _IMAGES = {"patchnr-superresolution": None, "deblurring": 2, "inpainting": 2, "d
 _SAME = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 
 
+class Picture(NamedTuple):
+    """The first image of a kind of problem.
+
+    Attributes:
+        group: The kind of problem.
+        methods: The reconstructions with their captions, by method.
+        truth: The image.
+        region: Where its figures were taken.
+    """
+
+    group: str
+    methods: dict[str, tuple[Tensor, str]]
+    truth: Tensor
+    region: problems.Region
+
+
 class Outcome(NamedTuple):
-    """A table, the figures of each image, and a picture of the first image of each kind of problem."""
+    """A table, the figures of each image, and the first image of each kind of problem."""
 
     table: Table
     records: list[Record]
-    figures: dict[str, bytes]
+    pictures: list[Picture]
 
 
 def run(
@@ -124,7 +138,7 @@ def run(
     )
     published = PUBLISHED if name == "patchnr-superresolution" else None
     table = outcome.table(name, protocol, IMAGE_METRICS, published)
-    return Outcome(table, outcome.records, _figures(outcome, cases, ordered, by_group))
+    return Outcome(table, outcome.records, _pictures(outcome, cases, ordered, by_group))
 
 
 def _prior(method: str, name: str, problem: ImageProblem, library: Library, data: Path):  # noqa: ANN202
@@ -158,34 +172,20 @@ def _gaussian(case: Case) -> GaussianLikelihood:
     return case.likelihood
 
 
-def _figures(
+def _pictures(
     outcome: Comparison,
     cases: Sequence[Case],
     methods: Sequence[str],
     by_group: Mapping[str, ImageProblem],
-) -> dict[str, bytes]:
-    pictures = {}
-    for group in by_group:
+) -> list[Picture]:
+    pictures = []
+    for group, problem in by_group.items():
         case = next(case for case in cases if case.group == group)
-        panels = []
+        shown = {}
         for method in methods:
             label = f"{method}, {group}" if group else method
             found = next(r for r in outcome.records if (r.method, r.image) == (label, case.image))
             caption = f"{found.values['psnr']:.2f} dB, SSIM {found.values['ssim']:.3f}"
-            panels.append(Panel(method, outcome.pictures[method, group].clamp(0, 1), caption))
-        pictures[group] = figure_grid(
-            [*panels, Panel("truth", case.truth, case.image)],
-            zoom=_zoom(by_group[group]),
-            columns=5,
-            title=group,
-        )
+            shown[method] = (outcome.pictures[method, group].clamp(0, 1), caption)
+        pictures.append(Picture(group, shown, case.truth, problem.region))
     return pictures
-
-
-def _zoom(problem: ImageProblem) -> Region | None:
-    """What is enlarged: a hole with as much around it, or the busiest region."""
-    if problem.region.rows.stop is None or problem.region.rows.stop < 0:
-        return None
-    top, left = problem.region.rows.start, problem.region.columns.start
-    side = problem.region.rows.stop - top
-    return Region(top - side // 2, left - side // 2, 2 * side, 2 * side)
