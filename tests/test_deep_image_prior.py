@@ -17,6 +17,15 @@ from patchflow.problems.poisson import PoissonNoise
 from patchflow.reconstruct.deep_image_prior import MovingVariance, reconstruct
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On such small images threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
@@ -110,6 +119,15 @@ def test_network_against_numpy():
     np.testing.assert_allclose(found, by_hand(model, z[0].numpy()), atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(5, 6), (8, 5)])
+def test_gradient_of_the_network(size):
+    """The reflected borders have a hand-written one."""
+    model = SkipNet(channels=2, skip=(0, 1))
+    weights = list(model.parameters())
+    z = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, *_: model.double()(z), (z, *weights))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -151,16 +169,18 @@ def problem(size=24, std=0.15):
     return truth, likelihood, likelihood.simulate(truth)
 
 
+# As published: constant steps, a fixed input, the image of lowest energy.
+PLAIN = {"schedule": "constant", "learn_input": False, "average": 0.0, "isotropic": False}
+
+
 def small(**options):
     return SkipNet(channels=8, skip=(0, 0, 4), **options)
 
 
 def test_denoising_beats_its_input():
     truth, likelihood, y = problem(48)
-    solution = reconstruct(
-        likelihood, y, weight=2.0, network=small(), steps=200, lr=0.01, average=0.9
-    )
-    assert solution.steps == len(solution.history) == 200
+    solution = reconstruct(likelihood, y, weight=2.0, network=small(), steps=120, lr=0.02, clip=1.0)
+    assert solution.steps == len(solution.history) == 120
     assert solution.x.shape == truth.shape
     assert not solution.x.requires_grad
     assert psnr(solution.x, truth) > psnr(y, truth) + 8
@@ -190,16 +210,15 @@ def record(**options):
         weight=1.0,
         z=z,
         network=small(),
-        lr=0.02,
         callback=lambda step, x, energy: images.append(x),
-        **options,
+        **PLAIN | {"lr": 0.02} | options,
     )
     return solution, images, likelihood + TotalVariation(isotropic=False), y
 
 
 def test_history_is_the_energy_and_the_lowest_is_kept():
     # Perturbed inputs, so that the energy goes up and down.
-    solution, images, energy, y = record(steps=40, perturbation=0.3)
+    solution, images, energy, y = record(steps=40, perturbation=0.3, lr=0.2)
     expected = [float(energy(x, y)) for x in images]
     np.testing.assert_allclose(solution.history, expected, rtol=1e-12)
     best = int(np.argmin(expected))
@@ -244,7 +263,8 @@ def test_published_procedure():
     _, likelihood, y = problem()
     model, z = small(), 0.1 * torch.randn(1, 1, 24, 24)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    reconstruct(likelihood, y, weight=2.0, network=model, z=z, steps=3, lr=0.01, clip=0.01)
+    options = {"weight": 2.0, "z": z, "steps": 3, "lr": 0.01, "clip": 0.01}
+    reconstruct(likelihood, y, network=model, **PLAIN | options)
     other = small()
     other.load_state_dict(start)
     parameters = list(other.parameters())
@@ -267,6 +287,28 @@ def test_published_procedure():
                 p -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
     for p, q in zip(model.parameters(), parameters, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
+
+
+def test_learned_input():
+    """The given input is not touched; a network without weights to speak of fits by its input alone."""
+
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(()))
+
+        def forward(self, z):
+            return z + self.shift
+
+    _, likelihood, y = problem()
+    z = 0.1 * torch.randn(1, 1, 24, 24)
+    before = z.clone()
+    options = {"weight": 0, "steps": 300, "lr": 0.02, "schedule": "cosine", "z": z}
+    x = reconstruct(likelihood, y, network=Shift(), learn_input=True, **options).x
+    torch.testing.assert_close(x, y, rtol=0, atol=1e-3)
+    assert torch.equal(z, before)
+    fixed = reconstruct(likelihood, y, network=Shift(), learn_input=False, **options).x
+    torch.testing.assert_close(fixed - z, (y - z).mean().expand_as(y), rtol=0, atol=1e-3)
 
 
 def test_interrupted_keeps_the_best():

@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,14 +123,52 @@ class SkipNet(nn.Module):
             u = up(u)
         # The image itself has eight bits in bfloat16: too few for small noise.
         with torch.autocast(u.device.type, enabled=False):
-            x = self.last(u.to(self.last.weight.dtype)).sigmoid()
+            # A matrix product: on CPUs torch's convolution with one output channel in float32 is slow.
+            pixels = u.movedim(1, -1).to(self.last.weight.dtype)
+            x = functional.linear(pixels, self.last.weight[:, :, 0, 0], self.last.bias).movedim(
+                -1, 1
+            )
         low, high = self.interval
-        return low + (high - low) * x
+        return low + (high - low) * x.sigmoid()
 
 
 def _block(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, padding_mode="reflect"),
+        _Convolution(inputs, outputs, size, stride) if size > 1 else nn.Conv2d(inputs, outputs, 1),
         nn.BatchNorm2d(outputs, track_running_stats=False),
         nn.LeakyReLU(_SLOPE, inplace=True),
     )
+
+
+class _Convolution(nn.Conv2d):
+    """A 3x3 convolution with reflected borders."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(_Reflect.apply(input))  # pyright: ignore
+
+
+class _Reflect(torch.autograd.Function):
+    """Reflect one row or column on each side, and keep the channels last.
+
+    Torch's own reflection does not keep them, which costs the network a tenth of its time and a fifth of its memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        padded = x.new_empty(batch, height + 2, width + 2, channels).permute(0, 3, 1, 2)
+        padded[:, :, 1:-1, 1:-1] = x
+        padded[:, :, 0, 1:-1], padded[:, :, -1, 1:-1] = x[:, :, 1], x[:, :, -2]
+        padded[..., 0], padded[..., -1] = padded[..., 2], padded[..., -3]
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (g,) = grad_outputs
+        inner = g[:, :, 1:-1, 1:-1].clone(memory_format=torch.channels_last)
+        for end, mirror in ((0, 1), (-1, -2)):
+            inner[:, :, mirror] += g[:, :, end, 1:-1]
+            inner[..., mirror] += g[:, :, 1:-1, end]
+            inner[:, :, mirror, 1] += g[:, :, end, 0]
+            inner[:, :, mirror, -2] += g[:, :, end, -1]
+        return inner
