@@ -10,7 +10,6 @@ from torch import Tensor
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.networks.skip import SkipNet
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -114,16 +113,10 @@ def _bm3d(task: Task) -> Solution:
 
 
 def _dip(task: Task) -> Solution:
-    channels = task.init.shape[1]
     return deep_image_prior.reconstruct(
         task.likelihood,
         task.y,
         weight=task.weight,
-        network=SkipNet(channels=(16, 16, 32, 32, 32, 32), in_channels=32, out_channels=channels),
-        steps=400,
-        lr=7e-3,
-        schedule="cosine",
-        clip=0.3,
         callback=task.callback,
         progress=task.progress,
     )

@@ -10,6 +10,6 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "epll": 0.2,
         "local-ar": 20.0,
         "patchnr": 0.1,
-        "dip-tv": 3.0,
+        "dip-tv": 4.0,
     },
 }
