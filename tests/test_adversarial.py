@@ -13,6 +13,8 @@ from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
 from patchflow.learn_critic import blur_and_noise, learn_critic, noise
 from patchflow.numerics.patches import extract_patches
+from patchflow.papers import prost2021_local_ar as paper
+from patchflow.papers.altekrueger2023_patchnr import weight_of_lambda
 from patchflow.priors.adversarial import Layer, PatchCritic, adversarial_loss, gradient_penalty
 from patchflow.priors.critic import CriticPrior
 from patchflow.problems.blur import downsample
@@ -298,3 +300,31 @@ def test_bad_input():
         models.alr(size=2)
     with pytest.raises(InputError, match="smaller than a patch of 13 x 13"):
         models.local_ar()(torch.rand(1, 1, 12, 20))
+
+
+def test_published_weight_in_our_units():
+    """At any x the two objectives are multiples of each other, up to a constant."""
+    shape, noise_level = (24, 24), 0.01
+    likelihood = GaussianLikelihood(downsample(shape), noise_level)
+    prior = models.alr(precision="float32").requires_grad_(False)
+    weight = weight_of_lambda(shape, noise=noise_level, lam=paper.LAMBDA)
+    x, y = torch.rand(3, 1, *shape), torch.rand(1, 1, 6, 6)
+    ours = (likelihood + weight * prior)(x, y)
+    means = torch.stack([prior.patch_energy(extract_patches(image, 6)).mean() for image in x])
+    theirs = (likelihood.operator(x) - y).square().flatten(1).sum(1) + paper.LAMBDA * means
+    torch.testing.assert_close(ours.diff(), theirs.diff() / (2 * noise_level**2))
+    assert weight_of_lambda((600, 600), lam=paper.LAMBDA) == pytest.approx(35.6, abs=0.05)
+
+
+@pytest.mark.parametrize("recipe", [paper.SMALL, paper.ORIGINAL])
+def test_recipes_run(recipe):
+    image = torch.rand(1, 1, 20, 20)
+    likelihood = GaussianLikelihood(downsample((20, 20)), 0.01)
+    prior, record = paper.learn(recipe._replace(seconds=0.05, batch=4), [image])
+    y = likelihood.simulate(image)
+    solution = paper.reconstruct(
+        recipe._replace(steps=2), likelihood, prior, y, likelihood.operator.initial(y)
+    )
+    assert record.steps >= 1
+    assert solution.steps == 2
+    assert solution.x.isfinite().all()

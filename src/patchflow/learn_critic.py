@@ -60,7 +60,8 @@ def learn_critic(
     Degraded patches come from images, degraded once, or are made of each batch of clean ones, or both, one after the
     other; without either by :func:`blur_and_noise`, as published. Regularisers for one operator learn from its
     reconstructions without a prior: ``degrade=lambda x: operator.initial(likelihood.simulate(x))``; give an image
-    several times for several draws of its noise.
+    several times for several draws of its noise. Where these are smooth, as in super-resolution, a critic that has
+    seen nothing rougher than clean patches goes on falling in oscillations: add noise with ``perturb``.
 
     Args:
         prior: The prior, with a :class:`patchflow.priors.adversarial.PatchCritic`.
