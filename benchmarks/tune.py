@@ -33,15 +33,15 @@ parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune.j
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 arguments.models.mkdir(parents=True, exist_ok=True)
-library = Library(arguments.data, arguments.models, arguments.seconds, 0)
+library = Library(arguments.models, arguments.seconds, 0)
 results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
 
 def search(name, problem, method):
     path = image_problems.validation_path(arguments.data, problem.material)
     case = problem.case(arguments.data, path, 0)
-    prior = image_tables._prior(method, name, problem, library, arguments.data)
-    chosen = METHODS[image_tables._SAME.get(method, method)]
+    prior = image_tables.learned(method, problem.material, library, arguments.data)
+    chosen = METHODS[image_tables.SAME.get(method, method)]
     tried = {}
 
     def attempt(weight):

@@ -26,6 +26,13 @@ from patchflow.reconstruct import (
 )
 from patchflow.solution import Solution
 
+# Of the small critic: highest PSNR on the validation image of super-resolution x4, see papers/prost2021_local_ar.py.
+CRITIC_WEIGHT, CRITIC_STEPS, CRITIC_STEP_SIZE = 20.0, 72, 0.02
+
+
+# What ``patchflow train`` calls a method's model, where that is another name.
+_TRAIN = {"patchnr": "patch-nr"}
+
 
 class Task(NamedTuple):
     """What a method is given.
@@ -72,7 +79,7 @@ class Method(NamedTuple):
         """
         if not self.models:
             return
-        command = f"train one with patchflow train {self.models[0].replace('_', '-')} IMAGE."
+        command = f"train one with patchflow train {_TRAIN.get(self.name, self.name)} IMAGE."
         if prior is None:
             raise InputError(f"{self.name} needs --prior, a model file; {command}")
         made_by = vars(prior).get("made_by", ("",))[0]
@@ -150,6 +157,20 @@ def _variational(task: Task) -> Solution:
     )
 
 
+def _local_ar(task: Task) -> Solution:
+    return variational.reconstruct(
+        task.likelihood,
+        _patch_prior(task),
+        task.y,
+        task.init,
+        weight=task.weight,
+        steps=CRITIC_STEPS,
+        lr=CRITIC_STEP_SIZE,
+        callback=task.callback,
+        progress=task.progress,
+    )
+
+
 def _wpp(task: Task) -> Solution:
     assert isinstance(task.prior, MultiscalePrior)
     return wasserstein_patch.reconstruct(
@@ -182,7 +203,7 @@ METHODS = {
         Method("bm3d", _bm3d, lambda likelihood: bm3d.DEFAULT_WEIGHT),
         Method("epll", _epll, lambda likelihood: epll.DEFAULT_WEIGHT, ("epll",)),
         Method("wpp", _wpp, lambda likelihood: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
-        Method("local-ar", _variational, lambda likelihood: 1.0, ("local_ar", "alr")),
+        Method("local-ar", _local_ar, lambda likelihood: CRITIC_WEIGHT, ("alr", "local_ar")),
         Method("dip-tv", _dip, _variation_weight),
         Method(
             "patchnr", _variational, lambda likelihood: variational.DEFAULT_WEIGHT, ("patch_nr",)

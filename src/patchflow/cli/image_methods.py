@@ -11,7 +11,7 @@ from torch import Tensor
 from patchflow import models
 from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.methods import METHODS, Task
+from patchflow.methods import CRITIC_STEP_SIZE, CRITIC_STEPS, METHODS, Task
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
@@ -24,8 +24,8 @@ ImageMethod = Literal[
     "patchnr", "epll", "wpp", "local-ar", "tv", "tgv", "tikhonov", "bm3d", "dip-tv"
 ]
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
-# Methods whose solver is Adam or L-BFGS on phases of the patch grid.
-_VARIATIONAL = ("patchnr", "local-ar")
+# Methods whose solver is Adam or L-BFGS on phases of the patch grid, with their steps and peak step.
+_VARIATIONAL = {"patchnr": (400, 0.01), "local-ar": (CRITIC_STEPS, CRITIC_STEP_SIZE)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class Solver:
             return paper.reconstruct(
                 likelihood, prior, y, init, weight=weight, callback=follow, progress=True
             )
+        steps, lr = _VARIATIONAL[self.method]
         return variational.reconstruct(
             likelihood,
             prior,
@@ -163,8 +164,8 @@ class Solver:
             init,
             weight=weight,
             method=self.solver,
-            steps=400 if self.steps is None else self.steps,
-            lr=0.01 if self.lr is None else self.lr,
+            steps=steps if self.steps is None else self.steps,
+            lr=lr if self.lr is None else self.lr,
             stride=self.stride,
             callback=follow,
             progress=True,

@@ -164,7 +164,7 @@ def train_local_ar(
     dihedral: bool = False,
     batch: int = 64,
     steps: int = 10_000,
-    lr: float = 1e-4,
+    lr: float = 1e-3,
     seconds: float | None = None,
     range: str | None = None,
     units: Units = "normalised",
@@ -175,14 +175,15 @@ def train_local_ar(
 ) -> None:
     """Learn the local adversarial regulariser: a critic that tells patches of the images from spoilt ones.
 
-    With --problem the spoilt images are start images of simulated measurements, which serves that problem best.
+    Spoilt are patches, blurred and made noisy at random; with --problem whole images: start images of simulated
+    measurements, which serves where that problem's artefacts are of another kind.
 
     Args:
         images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
         output: Model file to write.
         form: small (of the patch group, 6 x 6 pixels) or original (13 x 13).
         problem: super-resolution, deblurring, inpainting, denoising, or a Python file that defines likelihood;
-            without it patches are blurred and made noisy at random, as published.
+            without it patches are blurred and made noisy at random, as published (original: only noisy).
         noise: Of the problem: standard deviation of the noise, in units of the image range.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
 from patchflow.methods import METHODS as BY_NAME
@@ -37,7 +38,7 @@ USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "pat
 NOISE_SEEDS = 3
 # Images by default where the material has a hundred: super-resolution is the paper's table.
 _IMAGES = {"patchnr-superresolution": None, "deblurring": 2, "inpainting": 2, "denoising": 2}
-_SAME = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
+SAME = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 
 
 class Picture(NamedTuple):
@@ -107,15 +108,15 @@ def run(
         data / "weights" / "lpips_squeezenet11_features.safetensors",
         data / "weights" / "lpips_v0.1_squeeze_lin.safetensors",
     )
-    library = Library(data, models, seconds, seed)
+    library = Library(models, seconds, seed)
     by_group = {problem.group: problem for problem in groups}
     ordered = [method for method in METHODS if method in methods]
     solvers = {method: _solver(method, name, by_group, library, data) for method in ordered}
     first = problems.reported_paths(data, groups[0].material, 1)[0]
     repeats = [groups[0].case(data, first, seed + 1000 + k) for k in range(NOISE_SEEDS)]
     for method in ordered:  # all that is learned, before the clocks run
-        for problem in groups:
-            _prior(method, name, problem, library, data)
+        for material in {problem.material for problem in groups}:
+            learned(method, material, library, data)
 
     def measure(case: Case, x: Tensor) -> Mapping[str, float]:
         region = by_group[case.group].region
@@ -131,20 +132,21 @@ def run(
         steady=next((m for m in ordered if m != "bicubic"), ordered[0]),
         ranked=("psnr", "ssim", "lpips"),
     )
-    learned = "".join(f"; {key}: {spent:.0f} s" for key, spent in library.trainings.items())
+    spent = "".join(f"; {key}: {time:.0f} s" for key, time in library.trainings.items())
     protocol = (
         f"{len(cases)} measurements, data range 1, weights chosen on the validation image, "
-        f"{torch.get_num_threads()} threads" + (f"; learned{learned[1:]}" if learned else "")
+        f"{torch.get_num_threads()} threads" + (f"; learned{spent[1:]}" if spent else "")
     )
     published = PUBLISHED if name == "patchnr-superresolution" else None
     table = outcome.table(name, protocol, IMAGE_METRICS, published)
     return Outcome(table, outcome.records, _pictures(outcome, cases, ordered, by_group))
 
 
-def _prior(method: str, name: str, problem: ImageProblem, library: Library, data: Path):  # noqa: ANN202
-    image = problems.training_image(data, problem.material)
-    validation = read_image(problems.validation_path(data, problem.material), grey=True)
-    return library.prior(method, problem, name, image, validation)
+def learned(method: str, material: str, library: Library, data: Path) -> Energy | None:
+    """The prior of a method for a material, or None if it needs none."""
+    image = problems.training_image(data, material)
+    validation = read_image(problems.validation_path(data, material), grey=True)
+    return library.prior(method, material, image, validation)
 
 
 def _solver(
@@ -155,8 +157,8 @@ def _solver(
 
     def solve(case: Case) -> Tensor:
         problem = by_group[case.group]
-        prior = _prior(method, name, problem, library, data)
-        chosen = BY_NAME[_SAME.get(method, method)]
+        prior = learned(method, problem.material, library, data)
+        chosen = BY_NAME[SAME.get(method, method)]
         likelihood = _gaussian(case)
         weight = WEIGHTS.get((name, problem.group), {}).get(method.removesuffix("-90s"))
         if weight is None:

@@ -14,33 +14,26 @@ from patchflow import models
 from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.learn import learn_patches
-from patchflow.learn_critic import learn_critic
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
-from patchflow.models import alr, patch_nr
-from patchflow.papers.image_problems import ImageProblem
-from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.models import patch_nr
+from patchflow.papers import prost2021_local_ar as prost
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
 EPSILON = 1e-2
-# Seconds of training.
-CRITIC_SECONDS, SHORT_SECONDS = 120.0, 90.0
+SHORT_SECONDS = 90.0
 
 
 class Lesson(NamedTuple):
     """What is learned from.
 
     Attributes:
-        problem: The problem, for critics, which learn its artefacts.
-        data: The data folder.
         image: The training image.
         validation: The validation image.
         seconds: Training time of patchNR.
     """
 
-    problem: ImageProblem
-    data: Path
     image: Tensor
     validation: Tensor
     seconds: float
@@ -59,57 +52,36 @@ def _patchnr(lesson: Lesson, seconds: float) -> Energy:
     return prior
 
 
-def _critic(lesson: Lesson) -> Energy:
-    prior = alr()
-    shape = (lesson.image.shape[2], lesson.image.shape[3])
-    likelihood = GaussianLikelihood(lesson.problem.operator(lesson.data, shape), lesson.problem.std)
-    learn_critic(
-        prior,
-        [lesson.image],
-        degrade=lambda x: likelihood.operator.initial(likelihood.simulate(x)),
-        steps=10**6,
-        seconds=CRITIC_SECONDS,
-        progress=True,
-    )
-    return prior
-
-
 TEACHERS: dict[str, Callable[[Lesson], Energy]] = {
     "epll": lambda lesson: learn_epll([lesson.image], progress=True)[0],
     "wpp": lambda lesson: learn_wpp([lesson.image], scales=2),
     "wpp-sinkhorn": lambda lesson: learn_wpp([lesson.image], scales=2, epsilon=EPSILON),
-    "local-ar": _critic,
+    "local-ar": lambda lesson: prost.learn(prost.SMALL, [lesson.image], progress=True)[0],
     "patchnr-90s": lambda lesson: _patchnr(lesson, SHORT_SECONDS),
     "patchnr": lambda lesson: _patchnr(lesson, lesson.seconds),
 }
-# Those that learn about one operator.
-_ONE_PROBLEM = ("local-ar",)
 
 
 class Library:
     """Learned priors, each learned at its first use.
 
     Args:
-        data: The data folder.
         folder: Where models are kept: read if they are there, else written; None for nowhere.
         seconds: Training time of patchNR.
         seed: Seed of the trainings.
     """
 
-    def __init__(self, data: Path, folder: Path | None, seconds: float, seed: int) -> None:
-        self.data, self.folder, self.seconds, self.seed = data, folder, seconds, seed
+    def __init__(self, folder: Path | None, seconds: float, seed: int) -> None:
+        self.folder, self.seconds, self.seed = folder, seconds, seed
         self.priors: dict[str, Energy] = {}
         self.trainings: dict[str, float] = {}
 
-    def prior(
-        self, method: str, problem: ImageProblem, name: str, image: Tensor, validation: Tensor
-    ) -> Energy | None:
-        """The prior of a method for a problem, or None if it needs none.
+    def prior(self, method: str, material: str, image: Tensor, validation: Tensor) -> Energy | None:
+        """The prior of a method for a material, or None if it needs none.
 
         Args:
             method: The method.
-            problem: The problem.
-            name: The table's name.
+            material: The name of the material.
             image: The image to learn from.
             validation: The image to validate on.
 
@@ -118,9 +90,7 @@ class Library:
         """
         if method not in TEACHERS:
             return None
-        key = f"{method}-{problem.material}"
-        if method in _ONE_PROBLEM:
-            key += f"-{name}-{problem.group}".replace(" ", "-").replace("%", "percent").rstrip("-")
+        key = f"{method}-{material}"
         if key not in self.priors:
             path = None if self.folder is None else self.folder / f"{key}.safetensors"
             if path is not None and path.exists():
@@ -128,7 +98,7 @@ class Library:
             else:
                 torch.manual_seed(self.seed)
                 begun = time.perf_counter()
-                lesson = Lesson(problem, self.data, image, validation, self.seconds)
+                lesson = Lesson(image, validation, self.seconds)
                 prior = TEACHERS[method](lesson)
                 self.trainings[key] = time.perf_counter() - begun
                 if path is not None:
