@@ -41,10 +41,12 @@ from patchflow.solution import Solution
 
 # For one core: chosen on the validation image of super-resolution x4 (600 x 600, noise 0.01), where bicubic
 # interpolation has 25.86 dB and total variation 27.86. Seconds of one core of an AMD EPYC with AVX512-BF16, seed 0:
-#   learned input   100 steps  27.7 dB   33 s;   200 steps  28.0   65 s;   300 steps  28.2  100 s;   500 steps  28.2
-#   fixed input     500 steps  27.6 dB  151 s;   800 steps  28.0  229 s
-# Tried: 16 to 64 channels, 4 to 32 skip channels (4 as published are .2 to .5 dB worse), 1 to 32 inputs, lr .003 to
-# .02, clips .03 to 1 (none at all is 1.7 dB worse), weights 2 to 6.
+#   learned input  100 steps  27.7 dB   33 s;  200 steps  28.0   65 s;  300 steps  28.2  100 s;  500 steps  28.2  169 s
+#   fixed input    500 steps  27.6 dB  151 s;  800 steps  28.0  229 s
+# Seed 1 gives 28.13 dB after 300 steps, seed 0 28.18. Tried, mostly on a crop of 300 x 300: 16 to 64 channels, 4 to 32
+# skip channels (4 are .3 to .5 dB worse, the published ones 1.5 dB), 1 to 32 inputs, lr .003 to .02, clips .03 to 1
+# (none at all is 1.7 dB worse with lr .02), weights 2 to 6, inputs perturbed anew (.6 dB worse after 300 steps), and
+# bicubic interpolation as input (worse).
 CHANNELS, SKIP, INPUTS = (16, 16, 32, 32, 32, 32), (0, 16, 16, 16, 16, 16), 16
 STEPS, LR, CLIP, AVERAGE, DEFAULT_WEIGHT = 300, 5e-3, 0.1, 0.9, 4.0
 
@@ -89,16 +91,16 @@ def reconstruct(
         y: The measurement, of batch size one.
         weight: The weight :math:`w`, in nats per unit of variation; 0 for the original deep image prior.
         network: The network :math:`G`, fitted in place; by default a new one of :data:`CHANNELS` for those of
-            ``y``. ``SkipNet()`` is the published one: 60 times the operations.
+            ``y``. ``SkipNet()`` is the published one: 14 times the time per step.
         z: The fixed input; by default noise for the input channels of a :class:`SkipNet`.
         shape: Height and width of the image; by default those that the operator takes.
-        isotropic: See :class:`patchflow.priors.variation.TotalVariation`; published is anisotropic, .7 dB worse alone.
+        isotropic: See :class:`patchflow.priors.variation.TotalVariation`; published is anisotropic.
         steps: Number of steps.
         lr: Adam's (peak) step.
         schedule: ``"constant"`` as published, or ``"cosine"``, which decays from ``lr`` to zero.
         clip: The largest norm of the gradient of the energy per pixel.
-        learn_input: Fit ``z`` together with the network, an option of Ulyanov et al.: a third of the steps, but the
-            prior is weaker. Published is a fixed input.
+        learn_input: Fit ``z`` together with the network, an option of Ulyanov et al.: a quarter of the steps, but a
+            weaker prior. Baguer et al. keep it fixed.
         perturbation: Standard deviation of noise that is added to ``z`` anew in each step (Ulyanov et al.).
         average: Decay of an exponential moving average of the images, which is taken instead of one image; or 0.
         patience: Stop when the variance of the last images was not lowered for so many steps; ``None``: do not. Meant
