@@ -107,7 +107,7 @@ def reconstruct(
         kernel: Deblurring: the blur kernel, an image or .npy file.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver: 400 for patchnr, 72 for local-ar. ct: 1000 if directions are missing; tv: at most 300.
+        steps: Steps of the solver: patchnr 400, local-ar 72. ct: 1000 if directions are missing; tv: at most 300.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
