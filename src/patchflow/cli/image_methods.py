@@ -24,6 +24,8 @@ ImageMethod = Literal[
     "patchnr", "epll", "wpp", "local-ar", "tv", "tgv", "tikhonov", "bm3d", "dip-tv"
 ]
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
+# Methods of half-quadratic splitting, whose record is no energy.
+SPLITTING = ("epll", "bm3d")
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid, with their steps and peak step.
 _VARIATIONAL = {"patchnr": (400, 0.01), "local-ar": (CRITIC_STEPS, CRITIC_STEP_SIZE)}
 

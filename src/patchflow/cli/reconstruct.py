@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.image_methods import ImageMethod, Solver
+from patchflow.cli.image_methods import SPLITTING, ImageMethod, Solver
 from patchflow.cli.options import (
     check_output,
     check_stack,
@@ -243,17 +243,17 @@ def _report(
         reconstruction=Panel(method, solution.x[:1]),
         truth=None if truth is None else Panel("truth", truth[:1]),
         table=table,
-        curves=[
-            Curve(
-                "energy",
-                list(map(float, torch.arange(len(solution.history)))),
-                solution.history,
-                "energy [nats]",
-            )
-        ],
+        curves=_curves(method, solution.history),
         nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
         seed=int(str(settings["seed"])),
         timings={"reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},
         notes=notes,
     )
+
+
+def _curves(method: str, history: list[float]) -> list[Curve]:
+    label, axis = "energy", "energy [nats]"
+    if method in SPLITTING:
+        label, axis = "image to its denoised one", "relative distance"
+    return [Curve(label, list(range(len(history))), history, axis)] if history else []
