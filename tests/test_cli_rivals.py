@@ -57,6 +57,7 @@ def test_train_and_reconstruct(files, train, method, weight, capsys):
     assert f"{method}, weight {weight:g}" in capsys.readouterr().out
     page = Path("page/report.html").read_text()
     assert ("patch negative log-likelihood" in page) == (method != "wpp")
+    assert ("components" in page) == (method == "epll")
     assert main(["info", "m.safetensors"]) == 0
 
 

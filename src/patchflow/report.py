@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _INLINE_PIXELS = 1200
-_ERROR_MAP, _NLL_MAP = "inferno", "viridis"
+_ERROR_MAP, _NLL_MAP, _COMPONENTS_MAP = "inferno", "viridis", "nipy_spectral"
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Report:
         curves: Convergence curves.
         profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
+        components: The component of a mixture that each patch belongs to, (rows, columns).
         zoom: The region shown enlarged; by default the one of highest variance of the
             reconstruction.
         versions: Versions of software and platform.
@@ -107,6 +108,7 @@ class Report:
     curves: Sequence[Curve] = ()
     profiles: Sequence[Curve] = ()
     nll_map: Float[Tensor, "height width"] | None = None
+    components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     seed: int | None = None
@@ -255,6 +257,13 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         caption = "nats per patch, centred at the pixel: high where the prior is surprised"
         drawing = draw_map(values, _NLL_MAP, from_zero=False)
         figures.append(_drawn("patch negative log-likelihood", caption, drawing, pictures))
+    if report.components is not None:
+        values = report.components.detach().float().cpu().numpy()
+        caption = (
+            "the component of the mixture that each patch belongs to: similar colours mean nothing"
+        )
+        drawing = draw_map(values, _COMPONENTS_MAP, from_zero=True)
+        figures.append(_drawn("components", caption, drawing, pictures))
     return figures
 
 

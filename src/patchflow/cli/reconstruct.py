@@ -30,6 +30,7 @@ from patchflow.metrics import psnr, ssim
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct.epll import component_map
 from patchflow.report import Curve, Panel, Report, write_report
 from patchflow.solution import Solution
 from patchflow.table import Record, build_table
@@ -245,6 +246,11 @@ def _report(
         table=table,
         curves=_curves(method, solution.history),
         nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
+        components=(
+            component_map(solution.x[:1], prior)[0, 0]
+            if method == "epll" and isinstance(prior, PatchPrior)
+            else None
+        ),
         seed=int(str(settings["seed"])),
         timings={"reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},
