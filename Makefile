@@ -35,9 +35,15 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 benchmark: $(STAMP)
-	mkdir -p benchmarks/results
-	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --threads 2 \
+	mkdir -p benchmarks/results benchmarks/models
+	$(BIN)/patchflow benchmark patchnr-superresolution --data $(DATA) --threads 2 --models benchmarks/models \
+		--methods [bicubic,tikhonov,tv,tgv,wpp,wpp-sinkhorn,local-ar,epll,patchnr-90s,patchnr,dip-tv] \
 		--json benchmarks/results/patchnr-superresolution.json --csv benchmarks/results/patchnr-superresolution.csv
+	for problem in deblurring inpainting denoising; do \
+		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 --models benchmarks/models \
+			--json benchmarks/results/$$problem.json --csv benchmarks/results/$$problem.csv || exit 1; \
+	done
+	$(BIN)/python benchmarks/epll.py --data $(DATA)
 	for problem in ct-low-dose ct-limited-angle; do \
 		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 \
 			--json benchmarks/results/$$problem.json --csv benchmarks/results/$$problem.csv || exit 1; \

@@ -57,7 +57,8 @@ def save(
 def load(path: str | Path, kind: type[Model]) -> Model:
     """Read a premade model from its file, frozen.
 
-    >>> import torch, tempfile, pathlib
+    >>> import pathlib, tempfile
+    >>> from patchflow.priors.patch import PatchPrior
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "prior.safetensors"
     >>> save(path, patch_nr(size=3, hidden=8))
     >>> load(path, PatchPrior).size

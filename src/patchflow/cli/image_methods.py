@@ -58,7 +58,7 @@ class Solver:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(
-                f"{self.method} is for ct, not for images; use one of {', '.join(METHODS)}."
+                f"--method {self.method} is for --problem ct, not for images; use one of {', '.join(METHODS)}."
             )
         given = {"steps": self.steps, "stride": self.stride, "lr": self.lr}
         given["solver"] = None if self.solver == "adam" else self.solver
