@@ -61,7 +61,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/patch_gradient.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training.py --data $(DATA)
-	$(BIN)/patchflow train patch-nr $(DATA)/material/img_learn_material.png --grey true --seconds 300 --threads 2 \
+	$(BIN)/patchflow train patch-nr $(DATA)/material/img_learn_material.png --grey --seconds 300 --threads 2 \
 		--validation $(DATA)/material/img_val_material.png --output benchmarks/results/prior.safetensors
 	$(BIN)/python benchmarks/published_procedure.py --data $(DATA) --model benchmarks/results/prior.safetensors
 

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "patchflow"
 # Each string is a wing: a folder, a file, or files that belong together. See docs/architecture.md.
 FLOORS = [
     ["errors"],
-    ["energy", "numerics", "io", "table", "solution"],
+    ["energy", "numerics", "io", "records", "table", "solution"],
     ["chains", "priors", "problems", "networks", "metrics", "sample_metrics"],
     ["models", "patch_models", "posterior_models", "fit", "solve", "splitting", "saddle", "palm"],
     [

@@ -210,7 +210,7 @@ def test_bad_arguments(image, capsys):
     refused(capsys, ["train", "patch-nr", image, "--output=x.pth"], ".pth")
     refused(capsys, ["train", "patch-nr", image, "--threads=0"], "at least 1")
     refused(capsys, ["train", "patch-nr", image, "--range=5"], "LO:HI")
-    refused(capsys, ["train", "patch-nr", image, "--resume=true"], "prior.state.safetensors")
+    refused(capsys, ["train", "patch-nr", image, "--resume"], "prior.state.safetensors")
     refused(capsys, ["reconstruct", image, "--problem=denoising"], "needs --prior")
     refused(
         capsys,

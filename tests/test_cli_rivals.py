@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import yaml
 
 import patchflow as pf
 from patchflow.cli import main
+from patchflow.errors import InputError
 from patchflow.io.images import read_image, write_image
 from patchflow.papers import image_problems, image_tables
 from patchflow.priors.multiscale import MultiscalePrior
+from patchflow.reconstruct import total_variation
+from patchflow.records import read_csv, write_csv
 
 pytestmark = pytest.mark.usefixtures("as_users_do")
 NOISE = 0.1
@@ -103,7 +107,7 @@ def test_mistakes_are_refused_in_one_sentence(files, capsys):
     run = ["reconstruct", "y.tif", "--problem=denoising"]
     refused(capsys, [*run, "--method=epll"], "train one with patchflow train epll")
     refused(capsys, [*run, "--method=wpp"], "train one with patchflow train wpp")
-    refused(capsys, [*run, "--method=fbp"], "fbp is for ct")
+    refused(capsys, [*run, "--method=fbp"], "fbp is for --problem ct")
     refused(
         capsys, [*run, "--method=tv", "--steps=5"], "--steps 5 says nothing about the method tv"
     )
@@ -149,6 +153,41 @@ def test_a_table_of_two_kinds_of_problems(data, capsys):
     assert main(run) == 0
     assert Path("kept/wpp-material.safetensors").read_bytes() == before
     refused(capsys, [*run, "--methods=[nlm]"], "There is no 'nlm'")
+
+
+def test_a_table_goes_on_where_it_was_interrupted(data, capsys, monkeypatch):
+    run = ["benchmark", "denoising", f"--data={data}", "--images=1", "--threads=1"]
+    run += ["--csv=t.csv", "--json=t.json"]
+    refused(capsys, [*run[:-2], "--resume"], "--resume needs --csv")
+    solve = total_variation.reconstruct
+
+    def interrupted(likelihood, *arguments, **options):
+        if likelihood.std == 0.1:
+            raise InputError("Enough.")
+        return solve(likelihood, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(total_variation, "reconstruct", interrupted)
+        refused(capsys, [*run[:-2], "--methods=[nlm]"], "no 'nlm'")
+        assert main([*run, "--methods=[bicubic,tv]"]) == 2
+    kept = read_csv("t.csv")
+    assert [record.method for record in kept] == [
+        "bicubic, sigma 0.05",
+        "bicubic, sigma 0.1",
+        "tv, sigma 0.05",
+    ]
+    write_csv("t.csv", [replace(kept[0], values=dict(kept[0].values) | {"psnr": 12.5}), *kept[1:]])
+    assert main([*run, "--methods=[tikhonov,tv]", "--resume", "--figure=t.png"]) == 0
+    assert Path("t-sigma-0-05.png").read_bytes() != Path("t-sigma-0-1.png").read_bytes()
+    rows = {row["method"]: row for row in json.loads(Path("t.json").read_text())["rows"]}
+    assert len(rows) == 6
+    assert rows["bicubic, sigma 0.05"]["mean"]["psnr"] == 12.5
+    assert rows["tv, sigma 0.05"]["mean"] == dict(kept[2].values)
+    assert rows["tv, sigma 0.1"]["mean"]["psnr"] > 25
+    assert rows["tv, sigma 0.1"]["peak_mib"] > 10
+    assert len(read_csv("t.csv")) == 6
+    Path("t.csv").write_text("method;image\n")
+    refused(capsys, [*run, "--resume", "true"], "t.csv is not a table of records")
 
 
 def test_measurements_are_those_of_the_problem(data):

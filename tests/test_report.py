@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from patchflow.errors import InputError
+from patchflow.records import Record
 from patchflow.report import (
     Curve,
     Panel,
@@ -25,7 +26,7 @@ from patchflow.report import (
     versions,
     write_report,
 )
-from patchflow.table import Record, build_table
+from patchflow.table import build_table
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 

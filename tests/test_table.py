@@ -10,7 +10,8 @@ import statistics
 import pytest
 
 from patchflow.errors import InputError
-from patchflow.table import IMAGE_METRICS, Metric, Record, Row, Table, build_table, write_csv
+from patchflow.records import Record, read_csv, write_csv
+from patchflow.table import IMAGE_METRICS, Metric, Row, Table, build_table
 
 PSNRS = {"bicubic": [25.0, 26.0, 27.5], "patchNR": [28.0, 28.5, 30.0]}
 
@@ -181,6 +182,18 @@ def test_nothing_is_dropped(tmp_path):
 def test_csv(tmp_path):
     written = [*records(), Record('a, "b"', "x", {"psnr": math.nan})]
     write_csv(tmp_path / "t.csv", written)
+    again = read_csv(tmp_path / "t.csv")
+    assert again[:-1] == written[:-1]
+    assert all(math.isnan(value) for value in again[-1].values.values())
+    known = [Record("a", "1", {"psnr": 1.0}, 99.5), Record("b", "1", {"psnr": 2.0}, 100.5)]
+    write_csv(tmp_path / "peak.csv", known)
+    assert read_csv(tmp_path / "peak.csv") == known
+    for text in ("", "method,image,psnr\na,b,c\n", "method,image,psnr\na\n"):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(InputError, match="bad.csv is not a table of records"):
+            read_csv(tmp_path / "bad.csv")
+    with pytest.raises(InputError, match="There is no file"):
+        read_csv(tmp_path / "none.csv")
     with open(tmp_path / "t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7

@@ -1,4 +1,4 @@
-"""Result tables: ours beside the published rows, as text, Markdown, JSON and per-image CSV.
+"""Result tables: ours beside the published rows, as text, Markdown and JSON.
 
 A table is built from per-image records. Means and standard deviations are over images (the sample
 standard deviation, so one image has none). Nothing is dropped silently: a value that is not a
@@ -7,8 +7,6 @@ number makes its mean NaN, which text shows as "nan" and JSON as null.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 
 from patchflow.errors import InputError
 from patchflow.io.atomic import write_text
+from patchflow.records import Record, strict
 
 
 class Metric(NamedTuple):
@@ -49,21 +48,6 @@ SSIM = Metric("ssim", "SSIM", 3, True)
 LPIPS = Metric("lpips", "LPIPS", 3, False)
 SECONDS = Metric("seconds", "time", 1, None, "s")
 IMAGE_METRICS = (PSNR, SSIM, LPIPS, SECONDS)
-
-
-@dataclass(frozen=True)
-class Record:
-    """The figures of one method on one image.
-
-    Attributes:
-        method: The method.
-        image: The image's name.
-        values: Figures by metric name.
-    """
-
-    method: str
-    image: str
-    values: Mapping[str, float | int]
 
 
 @dataclass(frozen=True)
@@ -150,8 +134,8 @@ class Table:
         return {
             "name": self.name,
             "protocol": self.protocol,
-            "rows": [_strict(asdict(row)) for row in self.rows],
-            "floor": _strict(dict(self.floor)),
+            "rows": [strict(asdict(row)) for row in self.rows],
+            "floor": strict(dict(self.floor)),
         }
 
     def json(self) -> str:
@@ -229,28 +213,6 @@ def build_table(
     return Table(name, protocol, tuple(rows), dict(floor), tuple(metrics))
 
 
-def write_csv(path: str | Path, records: Iterable[Record]) -> None:
-    """Write per-image records as CSV, whole or not at all.
-
-    Args:
-        path: The file.
-        records: The records; one line each, with the method, the image and a column per figure; a
-            figure that is missing or not finite becomes an empty cell.
-
-    Raises:
-        InputError: The disk refuses.
-    """
-    records = list(records)
-    names = list(dict.fromkeys(name for record in records for name in record.values))
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["method", "image", *names])
-    for record in records:
-        figures = [_strict(record.values.get(name)) for name in names]
-        writer.writerow([record.method, record.image, *figures])
-    write_text(path, buffer.getvalue())
-
-
 def _check_known(what: str, figures: Mapping[str, float | int], metrics: Sequence[Metric]) -> None:
     known = sorted(metric.name for metric in metrics)
     for name in figures:
@@ -273,13 +235,6 @@ def _moments(
         finite = all(map(math.isfinite, values))
         std[metric.name] = statistics.stdev(values) if finite and len(values) > 1 else math.nan
     return mean, std
-
-
-def _strict(value: Any) -> Any:
-    """A figure, or a tree of them, with None in place of what is not finite."""
-    if isinstance(value, dict):
-        return {name: _strict(entry) for name, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | int | None, digits: int) -> str:

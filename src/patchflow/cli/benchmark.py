@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from patchflow.cli.options import check_output, output_folder, start
@@ -19,7 +20,8 @@ from patchflow.papers import (
 from patchflow.papers import hagemann2023_scatterometry as scatterometry
 from patchflow.papers.image_problems import PROBLEMS
 from patchflow.papers.scatterometry_race import race
-from patchflow.table import Record, Table, write_csv
+from patchflow.records import Record, read_csv, write_csv
+from patchflow.table import Table
 
 NAMES = (
     "patchnr-superresolution",
@@ -45,6 +47,7 @@ def benchmark(
     csv: str | None = None,
     models: str | None = None,
     figure: str | None = None,
+    resume: bool = False,
     seconds: float = 300.0,
     seed: int = 0,
     threads: int | None = None,
@@ -63,10 +66,12 @@ def benchmark(
             two of the others.
         full: The published number of repetitions and training steps (hours).
         json: File for the table.
-        csv: File for the figures of each image or measurement.
+        csv: File for the figures of each image or measurement; of images and ct it grows while the table runs.
+        resume: Keep the figures in the file of --csv and take only those that it lacks: after an interruption, or
+            to add methods to a table of the same images and seed.
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
-        figure: PNG file for a picture of the first image (tables of images), by all methods and enlarged; a
-            table of several kinds of problems writes one for each.
+        figure: PNG file for a picture of the first image (tables of images), by all methods that ran and enlarged;
+            a table of several kinds of problems writes one for each.
         seconds: Training time of patchnr; patchnr-90s always learns for 90 seconds.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
@@ -80,6 +85,7 @@ def benchmark(
             check_output(Path(path), (suffix,))
     if figure is not None and name not in PROBLEMS:
         raise InputError(f"The table {name} has no images to draw; leave --figure out.")
+    before, keep = _records(name, csv, resume)
     folder = None if models is None else output_folder(models)
     start(seed, threads)
     if name == "snf-mixture":
@@ -106,6 +112,8 @@ def benchmark(
             models=folder,
             seconds=seconds,
             seed=seed,
+            before=before,
+            keep=keep,
         )
     else:
         table, records, pictures = image_tables.run(
@@ -116,6 +124,8 @@ def benchmark(
             models=folder,
             seconds=seconds,
             seed=seed,
+            before=before,
+            keep=keep,
         )
         for picture in pictures if figure is not None else ():
             _draw(Path(str(figure)), picture)
@@ -144,6 +154,23 @@ def _scatterometry(
             second.write_json(Path(json).with_stem(f"{Path(json).stem}-race"))
         print(second, end="\n\n")
     return table, records
+
+
+def _records(
+    name: str, csv: str | None, resume: bool
+) -> tuple[list[Record], Callable[[Sequence[Record]], None] | None]:
+    """The figures of an interrupted run, and what writes the file while the table grows."""
+    if resume and (csv is None or name not in (*PROBLEMS, "ct-low-dose", "ct-limited-angle")):
+        raise InputError(
+            f"--resume needs --csv and a table of images or ct, but the table is {name} and the file {csv}; "
+            "leave --resume out."
+        )
+    if csv is None:
+        return [], None
+    return (
+        read_csv(csv) if resume and Path(csv).exists() else [],
+        lambda records: write_csv(csv, records),
+    )
 
 
 def _draw(path: Path, picture: image_tables.Picture) -> None:

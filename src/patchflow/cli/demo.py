@@ -19,8 +19,9 @@ from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import total_variation
 from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
+from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, figure_grid, write_report
-from patchflow.table import PSNR, SECONDS, SSIM, Record, build_table
+from patchflow.table import PSNR, SECONDS, SSIM, build_table
 
 NOISE = 0.01
 SCALE = 4

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 2 if something given cannot be used; 1 if a computation failed; 130 if interrupted with nothing to keep.
     """
     given = sys.argv[1:] if argv is None else argv
-    arguments = [_plain(_SHORT.get(word, word)) for word in given]
+    arguments = _switched([_plain(_SHORT.get(word, word)) for word in given])
     parser = _parser()
     if not arguments:
         parser.print_help()
@@ -149,6 +149,21 @@ def _plain(word: str) -> str:
     if not re.fullmatch(r"--[a-z][a-z-]*", name):
         return word
     return f"--{name[2:].replace('-', '_')}{sign}{value}"
+
+
+def _switched(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``=true`` behind every switch that stands alone: --resume is --resume=true."""
+    switches = {
+        f"--{name}"
+        for function, _, _ in _COMMANDS.values()
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation == "bool"
+    }
+    following = [*arguments[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
+        for word, after in zip(arguments, following, strict=False)
+    ]
 
 
 def _sentence(error: Exception) -> str:

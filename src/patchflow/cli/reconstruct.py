@@ -31,9 +31,10 @@ from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct.epll import component_map
+from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, write_report
 from patchflow.solution import Solution
-from patchflow.table import Record, build_table
+from patchflow.table import build_table
 
 # The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
 _SLACK = 8.0

@@ -11,8 +11,9 @@ from patchflow.cli.config import command_line
 from patchflow.metrics import psnr, ssim
 from patchflow.papers.patchnr_tomography import METRICS
 from patchflow.problems.attenuation import to_hounsfield
+from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, Window, write_report
-from patchflow.table import Record, build_table
+from patchflow.table import build_table
 
 # Centre and width: -600 and 1500 HU, 50 and 400 HU.
 _WINDOWS = (

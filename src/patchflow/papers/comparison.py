@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
-from patchflow.table import Metric, Record, Table, build_table
+from patchflow.records import Record
+from patchflow.table import Metric, Table, build_table
 
 try:
     import resource
@@ -46,13 +47,11 @@ class Comparison(NamedTuple):
 
     Attributes:
         records: The figures of each method and image.
-        peak_mib: The process's high-water mark of memory after each method: run them from the smallest to the largest.
-        pictures: The reconstructions of the first image of each kind of problem, by method and kind.
+        pictures: The new reconstructions of the first image of each kind of problem, by method and kind.
         floor: The noise floor of each metric that is ranked, see :class:`patchflow.table.Table`.
     """
 
     records: list[Record]
-    peak_mib: dict[str, float]
     pictures: dict[tuple[str, str], Tensor]
     floor: dict[str, float]
 
@@ -64,12 +63,16 @@ class Comparison(NamedTuple):
         published: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Table:
         """The table of these records; see :func:`patchflow.table.build_table`."""
+        peaks: dict[str, float] = {}
+        for record in self.records:
+            if record.peak_mib is not None:
+                peaks[record.method] = max(record.peak_mib, peaks.get(record.method, 0.0))
         return build_table(
             name,
             protocol,
             self.records,
             published=published,
-            peak_mib=self.peak_mib,
+            peak_mib=peaks,
             floor=self.floor,
             metrics=metrics,
         )
@@ -96,8 +99,12 @@ def compare(
     repeats: Sequence[Case] = (),
     steady: str | None = None,
     ranked: Sequence[str] = ("psnr", "ssim"),
+    before: Sequence[Record] = (),
+    keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Comparison:
     """Solve all cases by all methods.
+
+    The peak of memory is the process's high-water mark: methods run in the given order.
 
     Args:
         cases: The measured images.
@@ -106,22 +113,36 @@ def compare(
         repeats: The first image with other noise: the standard deviation of its figures is the noise floor.
         steady: The method that the floor is measured with; the last by default.
         ranked: The metrics that have a floor.
+        before: Figures of earlier runs on the same cases, which are kept and not taken again.
+        keep: Called with all figures after each new one, so that an interruption loses nothing.
     """
-    records, peaks, pictures = [], {}, {}
+    done = {(record.method, record.image): record for record in before}
+    records, pictures = [], {}
     for method, solve in solvers.items():
         for case in tqdm(cases, desc=method, unit="image", dynamic_ncols=True):
             label = f"{method}, {case.group}" if case.group else method
+            if (label, case.image) in done:
+                records.append(done[label, case.image])
+                continue
             begun = time.perf_counter()
             x = solve(case)
             seconds = time.perf_counter() - begun
             values = dict(measure(case, x)) | {"seconds": seconds}
-            records.append(Record(label, case.image, values))
+            records.append(Record(label, case.image, values, _peak()))
             pictures.setdefault((method, case.group), x)
-            if resource is not None:
-                peaks[label] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            if keep is not None:
+                keep(_joined(records, before))
     floor = {}
     if len(repeats) > 1:
         solve = solvers[steady or list(solvers)[-1]]
         figures = [measure(case, solve(case)) for case in repeats]
         floor = {name: statistics.stdev(values[name] for values in figures) for name in ranked}
-    return Comparison(records, peaks, pictures, floor)
+    return Comparison(_joined(records, before), pictures, floor)
+
+
+def _joined(records: Sequence[Record], before: Sequence[Record]) -> list[Record]:
+    return [*records, *(record for record in before if record not in records)]
+
+
+def _peak() -> float | None:
+    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

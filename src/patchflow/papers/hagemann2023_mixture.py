@@ -38,8 +38,9 @@ from patchflow.posterior_models import joint_batches, prepare
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.mixture import ConditionalMixture, GaussianMixture
 from patchflow.problems.likelihood import GaussianNoise, Likelihood
+from patchflow.records import Record
 from patchflow.sample_metrics import wasserstein1
-from patchflow.table import Metric, Record, Table, build_table
+from patchflow.table import Metric, Table, build_table
 
 DIM = 100
 MODES = 5

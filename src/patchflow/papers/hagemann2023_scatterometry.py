@@ -42,7 +42,8 @@ from patchflow.posterior_models import conditional_snf, joint_batches
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.uniform import Uniform
 from patchflow.problems.likelihood import Likelihood
-from patchflow.table import Metric, Record, Table, build_table
+from patchflow.records import Record
+from patchflow.table import Metric, Table, build_table
 from patchflow.uncertainty.evidence import sample_posterior
 
 PUBLISHED = {"INN": 0.76, "INN+MALA": 0.59, "VAE": 0.98, "VAE+MALA": 0.69}

@@ -6,7 +6,7 @@ Every method gets the same measurements and the same start. Its one weight is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,8 @@ from patchflow.papers.image_problems import ImageProblem
 from patchflow.papers.rivals import Library
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.table import IMAGE_METRICS, Record, Table
+from patchflow.records import Record
+from patchflow.table import IMAGE_METRICS, Table
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
@@ -74,6 +75,8 @@ def run(
     models: Path | None = None,
     seconds: float = 300.0,
     seed: int = 0,
+    before: Sequence[Record] = (),
+    keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Outcome:
     """Run a table.
 
@@ -85,6 +88,8 @@ def run(
         models: Folder in which learned models are kept and looked for.
         seconds: Training time of patchNR; ``patchnr-90s`` always learns for 90 seconds.
         seed: Seed of training and noise: image k has the seed ``seed + k``.
+        before: See :func:`patchflow.papers.comparison.compare`.
+        keep: As well.
 
     Returns:
         The table, whose noise floor is the standard deviation over three noise seeds on the first image of the method
@@ -131,6 +136,8 @@ def run(
         repeats=repeats,
         steady=next((m for m in ordered if m != "bicubic"), ordered[0]),
         ranked=("psnr", "ssim", "lpips"),
+        before=before,
+        keep=keep,
     )
     spent = "".join(f"; {key}: {time:.0f} s" for key, time in library.trainings.items())
     protocol = (
@@ -185,6 +192,8 @@ def _pictures(
         case = next(case for case in cases if case.group == group)
         shown = {}
         for method in methods:
+            if (method, group) not in outcome.pictures:
+                continue
             label = f"{method}, {group}" if group else method
             found = next(r for r in outcome.records if (r.method, r.image) == (label, case.image))
             caption = f"{found.values['psnr']:.2f} dB, SSIM {found.values['ssim']:.3f}"

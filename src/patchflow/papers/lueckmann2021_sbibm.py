@@ -26,8 +26,9 @@ from patchflow.learn_posterior import learn_posterior
 from patchflow.papers.sbibm_tasks import NAMES, Task, read_observation, task
 from patchflow.posterior_models import conditional_snf
 from patchflow.problems.likelihood import Likelihood
+from patchflow.records import Record
 from patchflow.sample_metrics import c2st
-from patchflow.table import Metric, Record, Table, build_table
+from patchflow.table import Metric, Table, build_table
 from patchflow.uncertainty.annealing import anneal
 from patchflow.uncertainty.calibration import sbc_ranks, sbc_test, tarp_test
 

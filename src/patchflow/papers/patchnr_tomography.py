@@ -8,7 +8,7 @@ third kernel. Or, where it is at hand, LoDoPaB itself: the first 100 test images
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,8 @@ from patchflow.problems.attenuation import from_hounsfield
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.reconstruct import total_variation, variational
-from patchflow.table import SECONDS, Metric, Record, Table
+from patchflow.records import Record
+from patchflow.table import SECONDS, Metric, Table
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
 METHODS = ("fbp", "tv", "patchnr")
@@ -86,6 +87,8 @@ def run(
     models: Path | None = None,
     seconds: float = 300.0,
     seed: int = 0,
+    before: Sequence[Record] = (),
+    keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> tuple[Table, list[Record]]:
     """Run one of the two tables.
 
@@ -99,6 +102,8 @@ def run(
         models: Folder in which it is looked for (patchnr-lung.safetensors) and kept.
         seconds: Training time of that patchNR.
         seed: Seed of the noise: slice k has the seed ``seed + k``.
+        before: See :func:`patchflow.papers.comparison.compare`.
+        keep: As well.
 
     Returns:
         The table, and the figures of each slice. The table's noise floor is the standard deviation over three noise
@@ -136,6 +141,8 @@ def run(
         repeats=repeats,
         steady="tv" if "tv" in methods else methods[0],
         ranked=[metric.name for metric in METRICS if metric.higher_is_better],
+        before=before,
+        keep=keep,
     )
     missing = "36 of 180 degrees missing, " if problem == "ct-limited-angle" else ""
     protocol = (

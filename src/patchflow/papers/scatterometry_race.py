@@ -21,7 +21,8 @@ from patchflow.errors import InputError
 from patchflow.papers.hagemann2023_scatterometry import OURS_SNF, measurements
 from patchflow.papers.scatterometry import cell_counts, histogram_kl, posterior_by_quadrature
 from patchflow.problems.likelihood import Likelihood
-from patchflow.table import Metric, Record, Table, build_table
+from patchflow.records import Record
+from patchflow.table import Metric, Table, build_table
 from patchflow.uncertainty.evidence import sample_posterior
 
 SAMPLES = 54_000

@@ -52,8 +52,9 @@ from patchflow.papers.talk_examples import (
 )
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.mixture import ConditionalMixture
+from patchflow.records import Record
 from patchflow.sample_metrics import wasserstein1
-from patchflow.table import SECONDS, Metric, Record, Table, build_table
+from patchflow.table import SECONDS, Metric, Table, build_table
 
 METHODS = ("coupling flow", "stochastic flow", "flow of a mixture", "exact samples")
 METRICS = (
