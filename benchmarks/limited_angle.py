@@ -16,10 +16,10 @@ import torch
 from patchflow import metrics, models
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.papers import leuschner2021_lodopab as lodopab
-from patchflow.papers import patchnr_tomography as table
+from patchflow.papers.tomography_cases import TUNING
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import from_hounsfield
-from patchflow.reconstruct import total_variation, variational
+from patchflow.tomography_methods import METHODS, Options, Task
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path, help="folder with ct/")
@@ -33,8 +33,7 @@ parser.add_argument("--json", type=Path, default=Path("benchmarks/results/limite
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 
-PROBLEM = "ct-limited-angle"
-row = 23 + table.TUNING[1]
+row = 23 + TUNING[1]
 torch.manual_seed(row)
 slices = np.load(arguments.data / "ct" / "lung_val_hu.npz")["hu"]
 truth = from_hounsfield(torch.from_numpy(slices[None, None, row]).float(), dither=True)
@@ -59,23 +58,13 @@ def report(name, x, seconds):
 rows = {}
 report("filtered backprojection", fbp, 0.0)
 begun = time.perf_counter()
-init = total_variation.reconstruct(
-    likelihood,
-    y,
-    fbp,
-    weight=table.TV_WEIGHTS[PROBLEM],
-    max_iterations=table.TV_STEPS[PROBLEM] // 2,
-).x
+options = Options(limited=True, weight=weight)
+start = METHODS["tv"].setting(Options(limited=True))
+task = Task(likelihood, y, fbp, prior)
+init = METHODS["tv"].run(task, Options(limited=True, steps=start.steps // 2)).x
 report("total variation, our start", init, time.perf_counter() - begun)
-x = variational.reconstruct(
-    likelihood,
-    prior,
-    y,
-    init,
-    weight=weight,
-    steps=table.PATCHNR_STEPS[PROBLEM],
-    lr=table.STEP_SIZE,
-).x
+begun = time.perf_counter()
+x = METHODS["patchnr"].run(task, options).x
 report("ours", x, time.perf_counter() - begun)
 if arguments.full:
     begun = time.perf_counter()

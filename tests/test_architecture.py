@@ -26,7 +26,7 @@ FLOORS = [
         "reconstruct",
         "uncertainty",
     ],
-    ["methods"],
+    ["methods tomography_methods"],
     ["papers", "volumes", "report report_html figures panels posterior_report calibration_plots"],
     ["cli __main__"],
 ]

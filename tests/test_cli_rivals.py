@@ -114,7 +114,7 @@ def test_mistakes_are_refused_in_one_sentence(files, capsys):
     refused(capsys, [*run, "--method=tv", "--preset=paper"], "paper is that of patchnr")
     refused(capsys, [*run, "--method=tv", "--weight=best"], "must be a number or auto")
     refused(capsys, [*run, "--problem=ct", "--weight=auto"], "must be a number for ct")
-    refused(capsys, [*run, "--problem=ct", "--method=epll"], "epll is not made for ct")
+    refused(capsys, [*run, "--problem=ct", "--method=bm3d"], "bm3d is not made for ct")
     assert main(["train", "wpp", "train.tif", "--count=9", "-o", "wpp.safetensors"]) == 0
     assert isinstance(pf.load("wpp.safetensors", MultiscalePrior), MultiscalePrior)
     refused(capsys, [*run, "--method=epll", "--prior=wpp.safetensors"], "not take a model of wpp")

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from patchflow import models
-from patchflow.cli import main, tomography_methods
+from patchflow.cli import main
 from patchflow.io.checkpoint import read_header
 from patchflow.io.dicom import read_series
 from patchflow.io.images import read_stack, write_image
@@ -177,7 +177,6 @@ def test_simulate(sinogram):
 def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
     write_image("truth.tif", from_hounsfield(slices()))
     flags = [*MEASURED, "--truth=truth.tif", *DOSE, f"--size={SIZE}", f"--field-of-view={VIEW}"]
-    monkeypatch.setattr(tomography_methods, "_START_STEPS", 40)
     found = {}
     for method, extra in (
         ("fbp", []),
@@ -194,8 +193,10 @@ def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
     assert found["fbp"] > 15
     assert found["tv"] > found["fbp"] + 2
     assert found["patchnr"] > found["fbp"] + 2
-    # lambda = 700 times the patch size squared over the number of patches of the padded image
-    assert f"patchNR, weight {700 * 16 / 33**2:.4g}, 40 steps, from total variation" in out
+    # 700 for the mean over the patches of 6 x 6 in 362 x 362 pixels, padded by four
+    weight = 700 * 36 / 365**2 * (362 / 32) ** 2
+    assert f"patchNR, weight {weight:.3g}" in out
+    assert "40 steps, from total variation" in out
     assert yaml.safe_load(Path("patchnr.yaml").read_text())["method"] == "patchnr"
 
 
@@ -250,7 +251,6 @@ def test_numpy_sinogram_as_in_lodopab(sinogram, capsys):
 
 
 def test_report_and_dicom_output(sinogram, model, series, monkeypatch, capsys):
-    monkeypatch.setattr(tomography_methods, "_START_STEPS", 10)
     flags = [f"--prior={model}", "--steps=10", "--truth=slices", "--template=slices"]
     run = ["reconstruct", *MEASURED, *flags, "--report=page", "-o", "derived"]
     assert main(run) == 0
@@ -319,7 +319,12 @@ def test_flags_and_files_that_disagree(sinogram, capsys):
         (["--limited=wide"], "'wide'"),
         (["--limited=1:2"], "none of the 30 angles", "3 and 177 degrees"),
         (["--method=patchnr"], "needs --prior"),
-        (["--steps=0"], "--steps is 0"),
+        (["--method=tv", "--steps=0"], "--steps is 0"),
+        (["--steps=5"], "--steps 5 says nothing about the method fbp"),
+        (["--method=tgv", "--stride=2"], "--stride 2 says nothing about the method tgv"),
+        (["--method=epll"], "epll needs --prior", "train epll"),
+        (["--method=bm3d"], "bm3d is not made for ct", "tgv"),
+        (["--method=tv", "--preset=paper"], "paper is that of patchnr"),
         (["--method=tv", "--weight=-1"], "--weight is -1"),
         (["--scale=2"], "--scale 2", "ct"),
         (["--range=0:2"], "--range 0:2", "ct"),

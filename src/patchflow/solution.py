@@ -15,9 +15,11 @@ class Solution(NamedTuple):
         history: The monitored value (an energy, or the measure of convergence of the solver) after each step.
         steps: The number of steps taken.
         converged: Whether the tolerance was reached.
+        interrupted: Whether the user stopped it (Ctrl-C): x is the point so far.
     """
 
     x: Tensor
     history: list[float]
     steps: int
     converged: bool
+    interrupted: bool = False

@@ -80,7 +80,7 @@ def minimize(
     else:
         optimizer = torch.optim.LBFGS([x], max_iter=1, line_search_fn="strong_wolfe")
     history: list[float] = []
-    converged = False
+    converged = interrupted = False
     before = x.detach().clone()
     bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
     try:
@@ -112,8 +112,8 @@ def minimize(
                     break
                 before.copy_(x.detach())
     except KeyboardInterrupt:
-        # What has been computed is worth keeping; the caller sees that fewer steps were taken.
-        pass
+        # What has been computed is worth keeping; the caller sees it.
+        interrupted = True
     finally:
         bar.close()
-    return Solution(x.detach(), history, len(history), converged)
+    return Solution(x.detach(), history, len(history), converged, interrupted)

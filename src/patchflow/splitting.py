@@ -100,7 +100,7 @@ def primal_dual(
     u_new = u
     image, slope = problem.apply(u), problem.adjoint(d)
     history: list[float] = []
-    converged = False
+    converged = interrupted = False
     bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
     try:
         for k in range(max_iterations):
@@ -133,11 +133,11 @@ def primal_dual(
             if converged:
                 break
     except KeyboardInterrupt:
-        # What has been computed is worth keeping; the caller sees that fewer steps were taken.
-        pass
+        # What has been computed is worth keeping; the caller sees it.
+        interrupted = True
     finally:
         bar.close()
-    return Solution(u_new[0], history, len(history), converged)
+    return Solution(u_new[0], history, len(history), converged, interrupted)
 
 
 def _relax(old: Fields, new: Fields, relaxation: float) -> Fields:
@@ -182,7 +182,7 @@ def half_quadratic_splitting(
         raise InputError(
             f"The penalties are {list(betas)} but must be positive, at least one of them."
         )
-    x, history = init, []
+    x, history, interrupted = init, [], False
     try:
         for beta in tqdm(betas, disable=not progress, unit="step", dynamic_ncols=True):
             z = denoise(x, beta**-0.5)
@@ -190,9 +190,9 @@ def half_quadratic_splitting(
             history.append(float((x - z).norm() / x.norm()))
     except KeyboardInterrupt:
         # As in minimize: what has been computed is worth keeping.
-        pass
+        interrupted = True
     if not bool(x.isfinite().all()):
         raise NumericalError(
             f"The image is not finite after {len(history)} steps; check the measurement and the penalties."
         )
-    return Solution(x, history, len(history), False)
+    return Solution(x, history, len(history), False, interrupted)

@@ -1,4 +1,4 @@
-"""The reconstructions of computed tomography by name, each a function of sinogram, start, prior, weight and steps.
+"""The reconstructions of computed tomography by name, each a function of sinogram, start, prior and setting.
 
 Methods that learned from images start at total variation: from filtered backprojection Adam takes thousands of steps to
 fill in directions that were not measured.
@@ -27,8 +27,8 @@ from patchflow.reconstruct import (
 )
 from patchflow.solution import Solution
 
-# Of the scans that the weights were chosen on: LoDoPaB's.
-TUNED_PHOTONS = 4096.0
+# The scans that the weights were chosen on are LoDoPaB's.
+TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)
 # Peak step of Adam for images whose details are a few thousandths.
 STEP_SIZE = 0.003
 
@@ -46,16 +46,9 @@ class Task(NamedTuple):
     Attributes:
         likelihood: The law of the sinogram; its operator is a projector.
         y: The sinogram (1, 1, angles, bins).
-        fbp: Filtered backprojection (1, 1, height, width).
+        fbp: Filtered backprojection (1, 1, height, width), where methods without a prior start.
         prior: The learned prior, for methods that need one.
-        limited: Whether directions are missing: another default setting.
-        photons: Mean number of photons per bin without an object.
-        weight: The weight; None for the default.
-        steps: Number of steps; None for the default.
-        lr: Adam's peak step; None for the default.
-        stride: Stride of the patch grid; None for the default.
-        solver: Adam or L-BFGS.
-        callback: Called after each step, see :func:`patchflow.solve.minimize`.
+        callback: Called after each step, see :func:`patchflow.solve.minimize`; not by splitting methods.
         progress: Show a progress line.
     """
 
@@ -63,6 +56,25 @@ class Task(NamedTuple):
     y: Tensor
     fbp: Tensor
     prior: Energy | None = None
+    callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
+    progress: bool = False
+
+
+class Options(NamedTuple):
+    """The kind of scan, and what is chosen instead of defaults (None for the default).
+
+    Attributes:
+        shape: Height and width of the image.
+        limited: Whether directions are missing.
+        photons: Mean number of photons per bin without an object.
+        weight: The weight of the prior, in nats.
+        steps: Number of steps.
+        lr: Adam's peak step.
+        stride: Stride of the patch grid.
+        solver: Adam or L-BFGS.
+    """
+
+    shape: tuple[int, int] = TUNED_SHAPE
     limited: bool = False
     photons: float = TUNED_PHOTONS
     weight: float | None = None
@@ -70,8 +82,9 @@ class Task(NamedTuple):
     lr: float | None = None
     stride: int | None = None
     solver: Literal["adam", "lbfgs"] = "adam"
-    callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
-    progress: bool = False
+
+
+Solve = Callable[[Task, Setting, Options], Solution]
 
 
 class TomographyMethod(NamedTuple):
@@ -80,57 +93,58 @@ class TomographyMethod(NamedTuple):
     Attributes:
         name: What it is called on the command line and in tables.
         title: Its full name.
-        solve: Does it.
-        low_dose: The default setting where all directions were measured, for :data:`TUNED_PHOTONS`.
+        solve: Does it, given the setting that holds and the options.
+        low_dose: The default setting where all directions were measured.
         limited: The one where 36 of 180 degrees are missing.
-        options: What it takes of :class:`Task`: weight, steps, lr, stride, solver.
-        grows: The best weight grows with the root of the photons: one in nats per unit of variation.
+        takes: The :class:`Options` that concern it: weight, steps, lr, stride, solver.
         learned: It needs a prior, and starts at total variation.
     """
 
     name: str
     title: str
-    solve: Callable[[Task, Setting], Solution]
+    solve: Solve
     low_dose: Setting
     limited: Setting
-    options: tuple[str, ...] = ()
-    grows: bool = False
+    takes: tuple[str, ...] = ()
     learned: bool = False
 
-    def setting(self, task: Task) -> Setting:
-        """The setting of a task: what it says, and the default for the rest."""
-        weight, steps = self.limited if task.limited else self.low_dose
-        if self.grows:
-            weight *= math.sqrt(task.photons / TUNED_PHOTONS)
+    def setting(self, options: Options) -> Setting:
+        """What the options say, and the default for the rest.
+
+        Weights of variation grow with the root of the photons, as the noise falls with it; those of patch priors are of
+        the mean over all patches, as in the paper.
+        """
+        weight, steps = self.limited if options.limited else self.low_dose
+        if self.learned:
+            weight *= math.prod(TUNED_SHAPE) / math.prod(options.shape)
+        else:
+            weight *= math.sqrt(options.photons / TUNED_PHOTONS)
         return Setting(
-            weight if task.weight is None else task.weight,
-            steps if task.steps is None else task.steps,
+            weight if options.weight is None else options.weight,
+            steps if options.steps is None else options.steps,
         )
 
-    def run(self, task: Task) -> tuple[Solution, bool]:
-        """Reconstruct.
+    def run(self, task: Task, options: Options) -> Solution:
+        """Reconstruct."""
+        setting = self.setting(options)
+        if self.learned:
+            start = METHODS["tv"]
+            own = start.setting(options._replace(weight=None, steps=None))
+            own = own._replace(steps=own.steps // 2)
+            first = start.solve(task, own, options)
+            if first.interrupted:
+                return first
+            task = task._replace(fbp=first.x)
+        return self.solve(task, setting, options)
 
-        Returns:
-            The solution, and whether the user interrupted it (Ctrl-C).
-        """
-        setting = self.setting(task)
-        if not self.learned:
-            found = self.solve(task, setting)
-            return found, _stopped(found, setting.steps)
-        first, steps = _start(task)
-        if _stopped(first, steps):
-            return first, True
-        found = self.solve(task._replace(fbp=first.x), setting)
-        return found, _stopped(found, setting.steps)
-
-    def describe(self, task: Task) -> str:
+    def describe(self, options: Options) -> str:
         """A sentence that says how."""
-        if not self.options:
+        if not self.takes:
             return f"{self.title}."
-        weight, steps = self.setting(task)
-        said = f"{self.title}, weight {weight:.4g}, "
-        said += f"{steps} steps" if "lr" in self.options else f"at most {steps} iterations"
-        return said + (", from total variation." if self.learned else ".")
+        weight, steps = self.setting(options)
+        most = "" if "lr" in self.takes else "at most "
+        start = ", from total variation" if self.learned else ""
+        return f"{self.title}, weight {weight:.4g}, {most}{steps} steps{start}."
 
     def check_prior(self, prior: Energy | None) -> None:
         """Refuse a missing prior, and that of another method.
@@ -142,58 +156,38 @@ class TomographyMethod(NamedTuple):
             IMAGE_METHODS[self.name].check_prior(prior)
 
 
-def _stopped(solution: Solution, steps: int) -> bool:
-    """Whether the user interrupted a solver, which then returns what it has."""
-    return solution.steps < steps and not solution.converged
-
-
-def _start(task: Task) -> tuple[Solution, int]:
-    own = METHODS["tv"].setting(task._replace(weight=None, steps=None))
-    steps = own.steps // 2
-    return _variation(task, Setting(own.weight, steps)), steps
-
-
-def _fbp(task: Task, setting: Setting) -> Solution:
+def _fbp(task: Task, setting: Setting, options: Options) -> Solution:
     return Solution(task.fbp, [], setting.steps, True)
 
 
-def _variation(task: Task, setting: Setting) -> Solution:
-    return total_variation.reconstruct(
-        task.likelihood,
-        task.y,
-        task.fbp,
-        weight=setting.weight,
-        max_iterations=setting.steps,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def _splitting(solve: Callable[..., Solution]) -> Solve:
+    def run(task: Task, setting: Setting, options: Options) -> Solution:
+        return solve(
+            task.likelihood,
+            task.y,
+            task.fbp,
+            weight=setting.weight,
+            max_iterations=setting.steps,
+            callback=task.callback,
+            progress=task.progress,
+        )
+
+    return run
 
 
-def _generalised(task: Task, setting: Setting) -> Solution:
-    return generalized_variation.reconstruct(
-        task.likelihood,
-        task.y,
-        task.fbp,
-        weight=setting.weight,
-        max_iterations=setting.steps,
-        callback=task.callback,
-        progress=task.progress,
-    )
-
-
-def _network(task: Task, setting: Setting) -> Solution:
+def _network(task: Task, setting: Setting, options: Options) -> Solution:
     return deep_image_prior.reconstruct(
         task.likelihood,
         task.y,
         weight=setting.weight,
         steps=setting.steps,
-        lr=deep_image_prior.LR if task.lr is None else task.lr,
+        lr=deep_image_prior.LR if options.lr is None else options.lr,
         callback=task.callback,
         progress=task.progress,
     )
 
 
-def _patches(task: Task, setting: Setting) -> Solution:
+def _patches(task: Task, setting: Setting, options: Options) -> Solution:
     assert isinstance(task.prior, PatchPrior)
     return variational.reconstruct(
         task.likelihood,
@@ -201,16 +195,16 @@ def _patches(task: Task, setting: Setting) -> Solution:
         task.y,
         task.fbp,
         weight=setting.weight,
-        method=task.solver,
+        method=options.solver,
         steps=setting.steps,
-        lr=STEP_SIZE if task.lr is None else task.lr,
-        stride=task.stride,
+        lr=STEP_SIZE if options.lr is None else options.lr,
+        stride=options.stride,
         callback=task.callback,
         progress=task.progress,
     )
 
 
-def _transport(task: Task, setting: Setting) -> Solution:
+def _transport(task: Task, setting: Setting, options: Options) -> Solution:
     assert isinstance(task.prior, MultiscalePrior)
     return wasserstein_patch.reconstruct(
         task.likelihood,
@@ -219,8 +213,8 @@ def _transport(task: Task, setting: Setting) -> Solution:
         task.fbp,
         weight=setting.weight,
         steps=setting.steps,
-        lr=STEP_SIZE if task.lr is None else task.lr,
-        stride=task.stride,
+        lr=STEP_SIZE if options.lr is None else options.lr,
+        stride=options.stride,
         callback=task.callback,
         progress=task.progress,
     )
@@ -229,81 +223,70 @@ def _transport(task: Task, setting: Setting) -> Solution:
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
 # Weights with the best mean PSNR on the tuning slices of papers/patchnr_tomography.py, by benchmarks/tune_ct.py; that
 # patchNR is the paper's, 700 for the mean over the patches of 362 x 362 pixels.
-METHODS = {
-    method.name: method
-    for method in (
-        TomographyMethod(
-            "fbp",
-            "filtered backprojection",
-            _fbp,
-            Setting(0, 0),
-            Setting(0, 0),
-        ),
-        TomographyMethod(
-            "tv",
-            "total variation",
-            _variation,
-            Setting(30, 150),
-            Setting(40, 300),
-            ("weight", "steps"),
-            grows=True,
-        ),
-        TomographyMethod(
-            "tgv",
-            "total generalised variation",
-            _generalised,
-            Setting(30, 150),
-            Setting(40, 300),
-            ("weight", "steps"),
-            grows=True,
-        ),
-        TomographyMethod(
-            "dip-tv",
-            "deep image prior with total variation",
-            _network,
-            Setting(30, 300),
-            Setting(40, 300),
-            ("weight", "steps", "lr"),
-            grows=True,
-        ),
-        TomographyMethod(
-            "wpp",
-            "Wasserstein patch prior",
-            _transport,
-            Setting(2000, 200),
-            Setting(2000, 200),
-            _PATCH_OPTIONS[:-1],
-            learned=True,
-        ),
-        TomographyMethod(
-            "local-ar",
-            "local adversarial regulariser",
-            _patches,
-            Setting(20, 200),
-            Setting(20, 500),
-            _PATCH_OPTIONS,
-            learned=True,
-        ),
-        TomographyMethod(
-            "epll",
-            "expected patch log-likelihood",
-            _patches,
-            Setting(0.19, 400),
-            Setting(0.19, 1000),
-            _PATCH_OPTIONS,
-            learned=True,
-        ),
-        TomographyMethod(
-            "patchnr",
-            "patchNR",
-            _patches,
-            Setting(0.1892, 400),
-            Setting(0.1892, 1000),
-            _PATCH_OPTIONS,
-            learned=True,
-        ),
-    )
-}
+_METHODS = (
+    TomographyMethod("fbp", "filtered backprojection", _fbp, Setting(0, 0), Setting(0, 0)),
+    TomographyMethod(
+        "tv",
+        "total variation",
+        _splitting(total_variation.reconstruct),
+        low_dose=Setting(30, 150),
+        limited=Setting(40, 300),
+        takes=("weight", "steps"),
+    ),
+    TomographyMethod(
+        "tgv",
+        "total generalised variation",
+        _splitting(generalized_variation.reconstruct),
+        low_dose=Setting(30, 150),
+        limited=Setting(40, 300),
+        takes=("weight", "steps"),
+    ),
+    TomographyMethod(
+        "dip-tv",
+        "deep image prior with total variation",
+        _network,
+        low_dose=Setting(30, 300),
+        limited=Setting(40, 300),
+        takes=("weight", "steps", "lr"),
+    ),
+    TomographyMethod(
+        "wpp",
+        "Wasserstein patch prior",
+        _transport,
+        low_dose=Setting(2000, 200),
+        limited=Setting(2000, 200),
+        takes=("weight", "steps", "lr", "stride"),
+        learned=True,
+    ),
+    TomographyMethod(
+        "local-ar",
+        "local adversarial regulariser",
+        _patches,
+        low_dose=Setting(20, 200),
+        limited=Setting(20, 500),
+        takes=_PATCH_OPTIONS,
+        learned=True,
+    ),
+    TomographyMethod(
+        "epll",
+        "expected patch log-likelihood",
+        _patches,
+        low_dose=Setting(0.19, 400),
+        limited=Setting(0.19, 1000),
+        takes=_PATCH_OPTIONS,
+        learned=True,
+    ),
+    TomographyMethod(
+        "patchnr",
+        "patchNR",
+        _patches,
+        low_dose=Setting(0.1892, 400),
+        limited=Setting(0.1892, 1000),
+        takes=_PATCH_OPTIONS,
+        learned=True,
+    ),
+)
+METHODS = {method.name: method for method in _METHODS}
 
 
 def method_of(name: str) -> TomographyMethod:

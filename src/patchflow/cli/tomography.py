@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchflow import models
 from patchflow.cli.config import write_config
 from patchflow.cli.options import check_output, output_folder, start
 from patchflow.cli.scan import Scan, ScanFlags, read_scan
 from patchflow.cli.slices import Units, read_reference
-from patchflow.cli.tomography_methods import TITLES, Choices, Follow, Result, solver_of
+from patchflow.cli.tomography_methods import Choices, Follow, Result, solver_of
 from patchflow.cli.tomography_report import metrics_of, write_tomography_report
 from patchflow.errors import InputError
 from patchflow.io.dicom import Series, check_series_folder, read_series, write_series
@@ -55,10 +54,7 @@ def reconstruct_ct(
     scan = read_scan(measurement, flags)
     template = None if choices.template is None else _read_template(choices.template, scan)
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
-    prior = None
-    if choices.method == "patchnr" and choices.prior is not None:
-        prior = models.load(choices.prior, PatchPrior)
-        prior.check(torch.zeros(1, 1, *scan.operator.domain_shape))
+    prior = choices.load(scan.operator.domain_shape)
     if choices.report is not None:
         output_folder(choices.report)
     for note in scan.notes:
@@ -97,13 +93,13 @@ def reconstruct_ct(
             settings=settings,
             title=f"Computed tomography of {Path(measurement).name}",
             summary=f"{scan.operator.describe()}. {said}",
-            method=TITLES[choices.method],
+            method=choices.chosen.title,
             y=y,
             fbp=fbp,
             x=x,
             truth=truth,
             history=results[0].history,
-            nll_map=None if prior is None else prior.nll_map(x[:1])[0, 0],
+            nll_map=prior.nll_map(x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
             seconds=seconds,
             notes=scan.notes,
         )
@@ -209,4 +205,4 @@ def _write(target: Path, x: Tensor, template: Series | None, choices: Choices) -
         template.positions[:count],
         template.headers[:count],
     )
-    write_series(target, to_hounsfield(x), part, TITLES[choices.method])
+    write_series(target, to_hounsfield(x), part, choices.chosen.title)

@@ -7,27 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from patchflow import models
 from patchflow.cli.scan import Scan
 from patchflow.cli.slices import Units
+from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.papers import altekrueger2023_patchnr as paper
-from patchflow.papers import leuschner2021_lodopab as lodopab
-from patchflow.papers.patchnr_tomography import PATCHNR_STEPS, STEP_SIZE, TV_WEIGHTS
+from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
-from patchflow.reconstruct import total_variation, variational
-from patchflow.solution import Solution
+from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
 
-METHODS = ("patchnr", "tv", "fbp")
-TITLES = {"patchnr": "patchNR", "tv": "total variation", "fbp": "filtered backprojection"}
-
-# Total variation before patchNR: Adam alone takes thousands of steps to fill in directions that were not measured.
-_START_STEPS = 100
-_TV_STEPS = 300
-# With fewer degrees some directions are missing, and Adam needs more steps.
+# With fewer degrees some directions are missing.
 _FULL = 170.0
-_STEPS, _LIMITED_STEPS = PATCHNR_STEPS["ct-low-dose"], PATCHNR_STEPS["ct-limited-angle"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +35,15 @@ class Choices:
         steps: Number of steps; None for the default.
         lr: Adam's peak step; None for the default.
         stride: Stride of the patch grid.
-        solver: The solver of patchNR.
+        solver: The solver of methods with a patch energy.
         preset: Whether to take the published procedure.
         truth: The true slices.
         units: The units of truth and output.
         template: The DICOM series whose headers the output takes.
         report: Folder for the report.
+
+    Raises:
+        InputError: If a flag does not concern the method or is out of range.
     """
 
     method: str
@@ -63,12 +60,16 @@ class Choices:
     report: str | None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"{self.method} is not made for ct; use one of {', '.join(METHODS)}.")
-        if self.method == "patchnr" and self.prior is None:
-            raise InputError(
-                "patchnr needs --prior, a model file; train one with patchflow train patch-nr slices/*.dcm."
-            )
+        for name in ("weight", "steps", "lr", "stride", "solver"):
+            value = getattr(self, name)
+            if value not in (None, "adam") and name not in self.chosen.takes:
+                raise InputError(
+                    f"--{name} {value} says nothing about the method {self.method}; leave it out."
+                )
+        if self.preset == "paper" and self.method != "patchnr":
+            raise InputError(f"The preset paper is that of patchnr, not of {self.method}.")
+        if self.prior is None:
+            self.chosen.check_prior(None)
         for flag, value in (("--weight", self.weight), ("--lr", self.lr)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(
@@ -77,6 +78,46 @@ class Choices:
         for flag, value in (("--steps", self.steps), ("--stride", self.stride)):
             if value is not None and value < 1:
                 raise InputError(f"{flag} is {value} but must be at least 1.")
+
+    @property
+    def chosen(self) -> TomographyMethod:
+        """The method of this name."""
+        return method_of(self.method)
+
+    @property
+    def _options(self) -> Options:
+        return Options(
+            weight=self.weight,
+            steps=self.steps,
+            lr=self.lr,
+            stride=self.stride,
+            solver=self.solver,
+        )
+
+    def options(self, scan: Scan) -> Options:
+        """The options of the method for a scan."""
+        return self._options._replace(
+            shape=scan.operator.domain_shape,
+            limited=scan.covered < _FULL,
+            photons=scan.photons,
+        )
+
+    def load(self, shape: tuple[int, int]) -> PatchPrior | MultiscalePrior | None:
+        """Read the model that the method needs.
+
+        Args:
+            shape: Height and width of the slices.
+
+        Raises:
+            InputError: If it is that of another method, or of other images.
+        """
+        if not self.chosen.learned or self.prior is None:
+            return None
+        prior = models.load(self.prior, Energy)
+        self.chosen.check_prior(prior)
+        assert isinstance(prior, PatchPrior | MultiscalePrior)
+        prior.check(torch.zeros(1, 1, *shape))
+        return prior
 
 
 class Result(NamedTuple):
@@ -99,96 +140,53 @@ Follow = Callable[[int, Tensor, float], Mapping[str, str] | None]
 
 
 def solver_of(
-    scan: Scan, prior: PatchPrior | None, choices: Choices
+    scan: Scan, prior: PatchPrior | MultiscalePrior | None, choices: Choices
 ) -> tuple[Callable[[Tensor, Follow | None], Result], str]:
     """What reconstructs a slice, and a sentence that says how.
 
     Args:
         scan: The measurement and its law.
-        prior: The patch prior, for patchNR.
+        prior: What :meth:`Choices.load` read.
         choices: What the flags say.
     """
-    likelihood, operator = scan.likelihood, scan.operator
-    limited = scan.covered < _FULL
-    tv_weight = _tv_weight(scan.photons, limited)
+    if choices.preset == "paper" and isinstance(prior, PatchPrior):
+        return _published(scan, prior, choices)
+    method, options = choices.chosen, choices.options(scan)
 
-    def variation(
-        y: Tensor, fbp: Tensor, weight: float, steps: int, follow: Follow | None
-    ) -> Result:
-        found = total_variation.reconstruct(
-            likelihood, y, fbp, weight=weight, max_iterations=steps, callback=follow, progress=True
-        )
-        return Result(found.x, fbp, found.history, _stopped(found, steps))
+    def solve(y: Tensor, follow: Follow | None) -> Result:
+        fbp = scan.operator.initial(y)
+        task = Task(scan.likelihood, y, fbp, prior, callback=follow, progress=True)
+        found = method.run(task, options)
+        return Result(found.x, fbp, found.history, found.interrupted)
 
-    if choices.method == "fbp":
-        return lambda y, follow: Result(fbp := operator.initial(y), fbp, []), (
-            "Filtered backprojection, Hann window up to 0.64 of the highest frequency."
-        )
-    if prior is None:
-        weight = tv_weight if choices.weight is None else choices.weight
-        steps = choices.steps or _TV_STEPS
-        return (
-            lambda y, follow: variation(y, operator.initial(y), weight, steps, follow),
-            f"Total variation, weight {weight:.4g}, at most {steps} iterations.",
-        )
+    said = method.describe(options)
+    return solve, said[0].upper() + said[1:] if method.name != "patchnr" else said
+
+
+def _published(
+    scan: Scan, prior: PatchPrior, choices: Choices
+) -> tuple[Callable[[Tensor, Follow | None], Result], str]:
+    options = choices.options(scan)
+    steps = choices.steps or (paper.CT_LIMITED_STEPS if options.limited else paper.CT_STEPS)
     weight = choices.weight
     if weight is None:
-        weight = paper.weight_of_mean(paper.CT_LAMBDA, operator.domain_shape, prior)
-    if choices.preset == "paper":
-        steps = choices.steps or (paper.CT_LIMITED_STEPS if limited else paper.CT_STEPS)
+        weight = paper.weight_of_mean(paper.CT_LAMBDA, options.shape, prior)
 
-        def published(y: Tensor, follow: Follow | None) -> Result:
-            fbp = operator.initial(y)
-            found = paper.reconstruct_ct(
-                likelihood,
-                prior,
-                y,
-                fbp,
-                weight=weight,
-                steps=steps,
-                callback=follow,
-                progress=True,
-            )
-            return Result(found.x, fbp, found.history, _stopped(found, steps))
-
-        return published, (
-            f"patchNR as published, weight {weight:.4g}, {steps} steps of {paper.CT_RANDOM_PATCHES} random patches "
-            "from filtered backprojection."
-        )
-    steps = choices.steps or (_LIMITED_STEPS if limited else _STEPS)
-    lr = STEP_SIZE if choices.lr is None else choices.lr
-
-    def patchnr(y: Tensor, follow: Follow | None) -> Result:
-        first = variation(y, operator.initial(y), tv_weight, _START_STEPS, follow)
-        if first.interrupted:
-            return first
-        found = variational.reconstruct(
-            likelihood,
+    def solve(y: Tensor, follow: Follow | None) -> Result:
+        fbp = scan.operator.initial(y)
+        found = paper.reconstruct_ct(
+            scan.likelihood,
             prior,
             y,
-            first.x,
+            fbp,
             weight=weight,
-            method=choices.solver,
             steps=steps,
-            lr=lr,
-            stride=choices.stride,
             callback=follow,
             progress=True,
         )
-        return Result(found.x, first.fbp, found.history, _stopped(found, steps))
+        return Result(found.x, fbp, found.history, found.interrupted)
 
-    return patchnr, (
-        f"patchNR, weight {weight:.4g}, {steps} steps, from total variation (weight {tv_weight:.4g}, at most "
-        f"{_START_STEPS} iterations)."
+    return solve, (
+        f"patchNR as published, weight {weight:.4g}, {steps} steps of {paper.CT_RANDOM_PATCHES} random patches "
+        "from filtered backprojection."
     )
-
-
-def _stopped(solution: Solution, steps: int) -> bool:
-    """Whether the user interrupted a solver, which then returns what it has."""
-    return solution.steps < steps and not solution.converged
-
-
-def _tv_weight(photons: float, limited: bool) -> float:
-    tuned = TV_WEIGHTS["ct-limited-angle" if limited else "ct-low-dose"]
-    # The noise falls with the root of the photons, and the best weight in nats rises with one over the noise.
-    return tuned * math.sqrt(photons / lodopab.PHOTONS)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
 from patchflow.records import Record
+from patchflow.solution import Solution
 from patchflow.table import Metric, Table, build_table
 
 try:
@@ -76,6 +77,17 @@ class Comparison(NamedTuple):
             floor=self.floor,
             metrics=metrics,
         )
+
+
+def complete(solution: Solution) -> Tensor:
+    """The image of a solution.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupted it: half a reconstruction is no figure.
+    """
+    if solution.interrupted:
+        raise KeyboardInterrupt
+    return solution.x
 
 
 def check_choice(given: Sequence[str], known: Sequence[str]) -> None:

@@ -21,9 +21,9 @@ from patchflow.methods import Task
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
-from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare
+from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import ImageProblem
-from patchflow.papers.rivals import Library
+from patchflow.papers.rivals import Images, Library
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.records import Record
@@ -151,9 +151,12 @@ def run(
 
 def learned(method: str, material: str, library: Library, data: Path) -> Energy | None:
     """The prior of a method for a material, or None if it needs none."""
-    image = problems.training_image(data, material)
-    validation = read_image(problems.validation_path(data, material), grey=True)
-    return library.prior(method, material, image, validation)
+
+    def pupils() -> tuple[Images, Images]:
+        image = problems.training_image(data, material)
+        return [image], [read_image(problems.validation_path(data, material), grey=True)]
+
+    return library.prior(method, material, pupils)
 
 
 def _solver(
@@ -171,7 +174,7 @@ def _solver(
         if weight is None:
             weight = chosen.weight(likelihood)
         torch.manual_seed(0)  # dip-tv draws its network
-        return chosen.solve(Task(likelihood, case.y, start(case), weight, prior)).x
+        return complete(chosen.solve(Task(likelihood, case.y, start(case), weight, prior)))
 
     return start if method == "bicubic" else solve
 

@@ -7,45 +7,42 @@ third kernel. Or, where it is at hand, LoDoPaB itself: the first 100 test images
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.io.lodopab import is_lodopab, read_pairs
-from patchflow.learn import learn_patches
+from patchflow.io.lodopab import is_lodopab
+from patchflow.learn_critic import learn_critic, noise
+from patchflow.learn_mixture import learn_epll
+from patchflow.learn_reference import learn_wpp
 from patchflow.metrics import psnr, ssim
-from patchflow.models import load, patch_nr, save
+from patchflow.models import alr
 from patchflow.papers import leuschner2021_lodopab as lodopab
-from patchflow.papers.altekrueger2023_patchnr import CT_LAMBDA, CT_PADDING, weight_of_mean
-from patchflow.papers.comparison import Case, Solver, check_choice, compare
+from patchflow.papers import prost2021_local_ar as prost
+from patchflow.papers import tomography_cases as slices
+from patchflow.papers.altekrueger2023_patchnr import CT_PADDING
+from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
+from patchflow.papers.rivals import Images, Lesson, Library, Teacher, learn_patchnr
+from patchflow.papers.tomography_cases import KERNELS, TRAINING_SLICES
 from patchflow.priors.patch import PatchPrior
-from patchflow.problems.attenuation import from_hounsfield
-from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.tomography import ParallelBeam
-from patchflow.reconstruct import total_variation, variational
 from patchflow.records import Record
 from patchflow.table import SECONDS, Metric, Table
+from patchflow.tomography_methods import METHODS as BY_NAME
+from patchflow.tomography_methods import Options, Task
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
-METHODS = ("fbp", "tv", "patchnr")
-KERNELS = ("B40f", "B70f")
-# Rows of the soft kernel for what had to be chosen, and rows for the table; those of the other kernel follow.
-TUNING = (2, 10, 18)
-REPORTED = (0, 4, 6, 8, 12, 14, 16, 20, 22)
-# Best mean PSNR on the tuning rows among 15, 20, 30, 40 (low dose) and 15, 25, 40, 60 (limited angle).
-TV_WEIGHTS: dict[Problem, float] = {"ct-low-dose": 30.0, "ct-limited-angle": 40.0}
-TV_STEPS: dict[Problem, int] = {"ct-low-dose": 150, "ct-limited-angle": 300}
-# Adam on images whose details are a few thousandths.
-STEP_SIZE = 0.003
-PATCHNR_STEPS: dict[Problem, int] = {"ct-low-dose": 400, "ct-limited-angle": 1000}
-TRAINING_SLICES = 6
+METHODS = tuple(BY_NAME)
+USUAL = tuple(method for method in METHODS if method != "dip-tv")
 NOISE_SEEDS = 3
+# The largest noise that the critic sees in degraded patches: filtered backprojections have less than half of it.
+CRITIC_NOISE = 0.05
 
 METRICS = (
     Metric("psnr", "PSNR", 2, True, "dB"),
@@ -80,7 +77,7 @@ def run(
     data: Path,
     problem: Problem,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = USUAL,
     kernels: Sequence[str] = KERNELS,
     images: int | None = None,
     prior: PatchPrior | None = None,
@@ -99,8 +96,8 @@ def run(
         kernels: Which of :data:`KERNELS` (not of LoDoPaB).
         images: Number of slices (of each kernel); by default nine, of LoDoPaB 100.
         prior: A trained patchNR; without it one is learned from six slices.
-        models: Folder in which it is looked for (patchnr-lung.safetensors) and kept.
-        seconds: Training time of that patchNR.
+        models: Folder in which learned models are looked for and kept.
+        seconds: Training time of patchNR.
         seed: Seed of the noise: slice k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -121,28 +118,37 @@ def run(
     kept = lodopab.LIMITED if problem == "ct-limited-angle" else slice(None)
     likelihood = lodopab.likelihood(lodopab.geometry().select(kept))
     cases = (
-        _lodopab_cases(data, images or 100, likelihood, kept)
+        slices.lodopab_cases(data, images or 100, likelihood, kept)
         if original
-        else _cases(data, kernels, images, fine, likelihood, kept, seed)
+        else slices.simulated_cases(data, kernels, images, fine, likelihood, kept, seed)
     )
-    training = ""
-    if "patchnr" in methods and prior is None:
-        prior, training = _learn(data, models, seconds, seed)
+
+    def pupils() -> tuple[Images, Images]:
+        found = slices.training_images(data, seed)
+        return found[:TRAINING_SLICES], found[TRAINING_SLICES:]
+
+    library = Library(models, seconds, seed, TEACHERS)
+    if prior is not None:
+        library.priors["patchnr-lung"] = prior
+    ordered = [method for method in METHODS if method in methods]
+    priors = {method: library.prior(method, "lung", pupils) for method in ordered}
     first = cases[0]
     repeats = [
-        first._replace(y=_simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
+        first._replace(y=slices.simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
         for k in range(0 if original else NOISE_SEEDS)
     ]
-    solvers = _solvers(problem, prior)
     outcome = compare(
         cases,
-        {method: solvers[method] for method in methods},
+        {method: solver(problem, method, priors[method]) for method in ordered},
         _measure,
         repeats=repeats,
-        steady="tv" if "tv" in methods else methods[0],
+        steady="tv" if "tv" in ordered else ordered[0],
         ranked=[metric.name for metric in METRICS if metric.higher_is_better],
         before=before,
         keep=keep,
+    )
+    training = "".join(
+        f"; {key} learned in {time:.0f} s" for key, time in library.trainings.items()
     )
     missing = "36 of 180 degrees missing, " if problem == "ct-limited-angle" else ""
     protocol = (
@@ -153,119 +159,41 @@ def run(
     return outcome.table(problem, protocol, METRICS, published), outcome.records
 
 
-def _learn(data: Path, models: Path | None, seconds: float, seed: int) -> tuple[PatchPrior, str]:
-    path = None if models is None else models / "patchnr-lung.safetensors"
-    if path is not None and path.exists():
-        return load(path, PatchPrior), ""
-    images = training_images(data, seed)
-    prior = patch_nr(padding=CT_PADDING)
-    torch.manual_seed(seed)
-    training = learn_patches(
+def _local_ar(lesson: Lesson) -> Energy:
+    prior = alr(padding=CT_PADDING)
+    learn_critic(
         prior,
-        images[:TRAINING_SLICES],
-        images[TRAINING_SLICES:],
+        lesson.images,
+        perturb=partial(noise, low=0.0, high=CRITIC_NOISE),
         steps=10**6,
-        seconds=seconds,
+        lr=prost.SMALL.lr,
+        seconds=prost.SMALL.seconds,
         progress=True,
     )
-    if path is not None:
-        save(path, prior, images=images[:TRAINING_SLICES], seed=seed)
-    return prior, f"; patchnr trained for {training.seconds:.0f} s ({training.steps} steps)"
+    return prior
 
 
-def training_images(data: Path, seed: int = 0) -> list[Tensor]:
-    """Six slices to learn from, and two more to validate on.
-
-    Args:
-        data: As in :func:`run`.
-        seed: Seed of the dither.
-
-    Raises:
-        InputError: If a file is missing.
-    """
-    if is_lodopab(data):
-        truth, _ = read_pairs(data, "train", range(TRAINING_SLICES))
-        held, _ = read_pairs(data, "validation", range(2))
-        return list(torch.cat((truth, held)).split(1))
-    hu = _load(data / "ct" / "lung_train_hu.npz")
-    torch.manual_seed(seed)
-    rows = [round(k * (len(hu) - 1) / (TRAINING_SLICES - 1)) for k in range(TRAINING_SLICES)]
-    held = [row + 3 for row in (rows[1], rows[3])]
-    return list(from_hounsfield(hu[[*rows, *held], None], dither=True).split(1))
+TEACHERS: dict[str, Teacher] = {
+    "wpp": lambda lesson: learn_wpp(lesson.images, scales=2, padding=CT_PADDING),
+    "local-ar": _local_ar,
+    "epll": lambda lesson: learn_epll(lesson.images, padding=CT_PADDING, progress=True)[0],
+    "patchnr": lambda lesson: learn_patchnr(lesson, padding=CT_PADDING),
+}
 
 
-def _load(path: Path) -> Tensor:
-    try:
-        with np.load(path) as file:
-            return torch.from_numpy(file["hu"].astype(np.float32))
-    except OSError as error:
-        raise InputError(
-            f"There is no {path}; give --data the folder with ct/, or the folder of the unpacked LoDoPaB data set "
-            "(https://zenodo.org/record/3384092)."
-        ) from error
+def solver(problem: Problem, method: str, prior: Energy | None) -> Solver:
+    """A method with its default setting for the table."""
+    chosen = BY_NAME[method]
+    options = Options(limited=problem == "ct-limited-angle")
 
-
-def _cases(
-    data: Path,
-    kernels: Sequence[str],
-    images: int | None,
-    fine: ParallelBeam,
-    likelihood: Likelihood,
-    kept: slice,
-    seed: int,
-) -> list[Case]:
-    hu = _load(data / "ct" / "lung_val_hu.npz")
-    with open(data / "ct" / "lung_val.csv", newline="") as file:
-        names = [line["kernel"] for line in csv.DictReader(file)]
-    cases = []
-    for kernel in kernels:
-        first = names.index(kernel)
-        for row in REPORTED[:images]:
-            torch.manual_seed(seed + row)
-            truth = from_hounsfield(hu[None, None, first + row], dither=True)
-            y = _simulate(truth, fine, seed + row)[:, :, kept]
-            cases.append(Case(str(first + row), kernel, truth, likelihood, y))
-    return cases
-
-
-def _simulate(truth: Tensor, fine: ParallelBeam, seed: int) -> Tensor:
-    torch.manual_seed(seed)
-    return lodopab.simulate(truth, fine)
-
-
-def _lodopab_cases(folder: Path, images: int, likelihood: Likelihood, kept: slice) -> list[Case]:
-    truth, sinograms = read_pairs(folder, "test", range(images))
-    pairs = zip(truth.split(1), sinograms.split(1), strict=True)
-    return [Case(str(k), "", x, likelihood, y[:, :, kept]) for k, (x, y) in enumerate(pairs)]
-
-
-def _solvers(problem: Problem, prior: PatchPrior | None) -> dict[str, Solver]:
-    def fbp(case: Case) -> Tensor:
+    def solve(case: Case) -> Tensor:
         operator = case.likelihood.operator
         assert isinstance(operator, ParallelBeam)
-        return operator.initial(case.y)
+        torch.manual_seed(0)  # dip-tv draws its network
+        task = Task(case.likelihood, case.y, operator.initial(case.y), prior)
+        return complete(chosen.run(task, options))
 
-    def tv(case: Case, steps: int = TV_STEPS[problem]) -> Tensor:
-        weight = TV_WEIGHTS[problem]
-        return total_variation.reconstruct(
-            case.likelihood, case.y, fbp(case), weight=weight, max_iterations=steps
-        ).x
-
-    def patchnr(case: Case) -> Tensor:
-        assert prior is not None
-        init = tv(case, TV_STEPS[problem] // 2)
-        weight = weight_of_mean(CT_LAMBDA, (init.shape[2], init.shape[3]), prior)
-        return variational.reconstruct(
-            case.likelihood,
-            prior,
-            case.y,
-            init,
-            weight=weight,
-            steps=PATCHNR_STEPS[problem],
-            lr=STEP_SIZE,
-        ).x
-
-    return {"fbp": fbp, "tv": tv, "patchnr": patchnr}
+    return solve
 
 
 def _measure(case: Case, x: Tensor) -> Mapping[str, float]:

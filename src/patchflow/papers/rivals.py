@@ -1,9 +1,9 @@
-"""What the methods of the tables learn from one image, once per material, kept in files if asked."""
+"""What the methods of the tables learn from a few images, once per material, kept in files if asked."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,41 +24,51 @@ from patchflow.papers import prost2021_local_ar as prost
 EPSILON = 1e-2
 SHORT_SECONDS = 90.0
 
+Images = Sequence[Tensor]
+
 
 class Lesson(NamedTuple):
     """What is learned from.
 
     Attributes:
-        image: The training image.
-        validation: The validation image.
+        images: The training images.
+        validation: The validation images.
         seconds: Training time of patchNR.
     """
 
-    image: Tensor
-    validation: Tensor
+    images: Images
+    validation: Images
     seconds: float
 
 
+Teacher = Callable[[Lesson], Energy]
+
+
 def _patchnr(lesson: Lesson, seconds: float) -> Energy:
-    prior = patch_nr()
+    return learn_patchnr(lesson._replace(seconds=seconds))
+
+
+def learn_patchnr(lesson: Lesson, *, padding: int = 0) -> Energy:
+    """A patchNR, learned for the time of the lesson."""
+    prior = patch_nr(padding=padding)
     learn_patches(
         prior,
-        [lesson.image],
-        [lesson.validation],
+        lesson.images,
+        lesson.validation,
         steps=10**6,
-        seconds=seconds,
+        seconds=lesson.seconds,
         progress=True,
     )
     return prior
 
 
-TEACHERS: dict[str, Callable[[Lesson], Energy]] = {
-    "epll": lambda lesson: learn_epll([lesson.image], progress=True)[0],
-    "wpp": lambda lesson: learn_wpp([lesson.image], scales=2),
-    "wpp-sinkhorn": lambda lesson: learn_wpp([lesson.image], scales=2, epsilon=EPSILON),
-    "local-ar": lambda lesson: prost.learn(prost.SMALL, [lesson.image], progress=True)[0],
+TEACHERS: dict[str, Teacher] = {
+    "epll": lambda lesson: learn_epll(lesson.images, progress=True)[0],
+    "wpp": lambda lesson: learn_wpp(lesson.images, scales=2),
+    "wpp-sinkhorn": lambda lesson: learn_wpp(lesson.images, scales=2, epsilon=EPSILON),
+    "local-ar": lambda lesson: prost.learn(prost.SMALL, lesson.images, progress=True)[0],
     "patchnr-90s": lambda lesson: _patchnr(lesson, SHORT_SECONDS),
-    "patchnr": lambda lesson: _patchnr(lesson, lesson.seconds),
+    "patchnr": learn_patchnr,
 }
 
 
@@ -69,26 +79,35 @@ class Library:
         folder: Where models are kept: read if they are there, else written; None for nowhere.
         seconds: Training time of patchNR.
         seed: Seed of the trainings.
+        teachers: How each method learns; methods that are not there need no prior.
     """
 
-    def __init__(self, folder: Path | None, seconds: float, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        seconds: float,
+        seed: int,
+        teachers: Mapping[str, Teacher] = TEACHERS,
+    ) -> None:
+        self.teachers = teachers
         self.folder, self.seconds, self.seed = folder, seconds, seed
         self.priors: dict[str, Energy] = {}
         self.trainings: dict[str, float] = {}
 
-    def prior(self, method: str, material: str, image: Tensor, validation: Tensor) -> Energy | None:
+    def prior(
+        self, method: str, material: str, pupils: Callable[[], tuple[Images, Images]]
+    ) -> Energy | None:
         """The prior of a method for a material, or None if it needs none.
 
         Args:
             method: The method.
             material: The name of the material.
-            image: The image to learn from.
-            validation: The image to validate on.
+            pupils: Reads the images to learn from and those to validate on, if they are needed.
 
         Raises:
             InputError: If a file holds another model.
         """
-        if method not in TEACHERS:
+        if method not in self.teachers:
             return None
         key = f"{method}-{material}"
         if key not in self.priors:
@@ -98,16 +117,16 @@ class Library:
             else:
                 torch.manual_seed(self.seed)
                 begun = time.perf_counter()
-                lesson = Lesson(image, validation, self.seconds)
-                prior = TEACHERS[method](lesson)
+                lesson = Lesson(*pupils(), self.seconds)
+                prior = self.teachers[method](lesson)
                 self.trainings[key] = time.perf_counter() - begun
                 if path is not None:
-                    self._keep(path, prior, image, self.trainings[key])
+                    self._keep(path, prior, lesson.images, self.trainings[key])
                 self.priors[key] = prior
         return self.priors[key]
 
-    def _keep(self, path: Path, prior: Energy, image: Tensor, seconds: float) -> None:
+    def _keep(self, path: Path, prior: Energy, images: Images, seconds: float) -> None:
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to keep the models in; make it.")
         training = {"seconds": round(seconds, 1)}
-        models.save(path, prior, images=[image], seed=self.seed, training=training)
+        models.save(path, prior, images=images, seed=self.seed, training=training)

@@ -130,6 +130,8 @@ def choose_weight(
 
     def attempt(weight: float) -> None:
         solution, other = solve(y, weight), solve(y + _PROBE * probe, weight)
+        if solution.interrupted or other.interrupted:
+            raise KeyboardInterrupt
         image = likelihood.operator(solution.x)
         change = likelihood.operator(other.x) - image
         divergence = float((probe * change * precision).sum()) / _PROBE

@@ -154,7 +154,7 @@ def reconstruct(
     spread = MovingVariance(window) if patience is not None else None
     history: list[float] = []
     kept = mean = None
-    best, since, converged = math.inf, 0, False
+    best, since, converged, interrupted = math.inf, 0, False, False
     bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
     try:
         for step in range(steps):
@@ -194,13 +194,14 @@ def reconstruct(
             if converged:
                 break
     except KeyboardInterrupt:
-        # What has been computed is worth keeping; the caller sees that fewer steps were taken.
+        # What has been computed is worth keeping; the caller sees it.
+        interrupted = True
         if kept is None:
             raise
     finally:
         bar.close()
     assert kept is not None
-    return Solution(kept.contiguous(), history, len(history), converged)
+    return Solution(kept.contiguous(), history, len(history), converged, interrupted)
 
 
 class MovingVariance:

@@ -111,7 +111,7 @@ def reconstruct(
         progress=progress,
     )
     x = filter_patches(solution.x, mixture, prior, levels[-1])
-    return Solution(x, solution.history, solution.steps, solution.converged)
+    return solution._replace(x=x)
 
 
 def filter_patches(
