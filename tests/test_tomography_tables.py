@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import patchflow as pf
 from patchflow import tomography_methods as methods
+from patchflow.learn_mixture import learn_epll
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as tables
 from patchflow.papers import tomography_cases
@@ -37,7 +39,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(lodopab, "LIMITED", slice(5, 45))
     monkeypatch.setattr(tomography_cases, "REPORTED", (0, 1))
     for method in methods.METHODS.values():
-        # Six iterations suffice to tell that a method runs.
+        # Enough to tell that a method runs.
         few = method._replace(low_dose=Setting(method.low_dose.weight, 20))
         few = few._replace(limited=Setting(method.limited.weight, 20))
         monkeypatch.setitem(methods.METHODS, method.name, few)
@@ -75,6 +77,44 @@ def test_rows_are_methods_by_kernel(data: Path, problem: tables.Problem) -> None
     assert means["tv, B40f"]["psnr_range_1"] > means["tv, B40f"]["psnr"] + 5
     assert 0 < table.floor["psnr"] < 2
     assert ("36 of 180" in table.protocol) == (problem == "ct-limited-angle")
+
+
+def test_every_method_joins(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lodopab, "LIMITED", slice(0, 50))
+    few = partial(learn_epll, components=4, padding=4)
+    monkeypatch.setitem(tables.TEACHERS, "epll", lambda lesson: few(lesson.images)[0])
+    monkeypatch.setattr(tables.prost, "SMALL", tables.prost.SMALL._replace(seconds=1.0))
+    models = tmp_path / "models"
+    models.mkdir()
+    chosen = [method for method in tables.METHODS if method != "dip-tv"]  # see below
+    table, _ = tables.run(
+        data,
+        "ct-low-dose",
+        methods=chosen,
+        kernels=("B40f",),
+        images=1,
+        models=models,
+        seconds=1.0,
+    )
+    means = {row.method.removesuffix(", B40f"): row.mean["psnr"] for row in table.rows}
+    assert list(means) == chosen
+    fbp = means.pop("fbp")
+    assert min(means.values()) > fbp, means
+    assert {path.stem for path in models.iterdir()} == {f"{m}-lung" for m in tables.TEACHERS}
+
+
+def test_a_deep_image_prior_fits_a_sinogram() -> None:
+    torch.manual_seed(0)
+    angles = (torch.arange(40) + 0.5) * math.pi / 40
+    operator = ParallelBeam((72, 72), angles, 103, pixel=0.26 / 72, spacing=0.0036)
+    likelihood = lodopab.likelihood(operator)
+    x = torch.zeros(1, 1, 72, 72)
+    x[:, :, 16:56, 20:50] = 0.2
+    y = operator(x)
+    task = methods.Task(likelihood, y, operator.initial(y))
+    found = methods.METHODS["dip-tv"].run(task, methods.Options((72, 72), steps=100, lr=0.01))
+    assert found.steps == 100
+    assert float((found.x - x).square().mean()) < 0.1 * float(x.square().mean())
 
 
 def test_the_same_seed_gives_the_same_figures(data: Path) -> None:

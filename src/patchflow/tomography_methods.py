@@ -245,8 +245,8 @@ _METHODS = (
         "dip-tv",
         "deep image prior with total variation",
         _network,
-        low_dose=Setting(30, 300),
-        limited=Setting(40, 300),
+        low_dose=Setting(30, 1000),
+        limited=Setting(40, 1000),
         takes=("weight", "steps", "lr"),
     ),
     TomographyMethod(

@@ -88,7 +88,8 @@ def reconstruct(
             (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
         method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
             variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
-            play; extra bm3d), or dip-tv (deep image prior); for ct patchnr, tv, or fbp (filtered backprojection).
+            play; extra bm3d), or dip-tv (deep image prior); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or
+            fbp (filtered backprojection).
         prior: The model file of patchflow train patch-nr, epll, wpp or local-ar, whichever the method needs.
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.

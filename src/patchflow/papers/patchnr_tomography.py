@@ -43,6 +43,8 @@ USUAL = tuple(method for method in METHODS if method != "dip-tv")
 NOISE_SEEDS = 3
 # The largest noise that the critic sees in degraded patches: filtered backprojections have less than half of it.
 CRITIC_NOISE = 0.05
+# Of the 765,000 patches of six slices.
+EPLL_PATCHES = 300_000
 
 METRICS = (
     Metric("psnr", "PSNR", 2, True, "dB"),
@@ -176,7 +178,9 @@ def _local_ar(lesson: Lesson) -> Energy:
 TEACHERS: dict[str, Teacher] = {
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2, padding=CT_PADDING),
     "local-ar": _local_ar,
-    "epll": lambda lesson: learn_epll(lesson.images, padding=CT_PADDING, progress=True)[0],
+    "epll": lambda lesson: learn_epll(
+        lesson.images, padding=CT_PADDING, count=EPLL_PATCHES, progress=True
+    )[0],
     "patchnr": lambda lesson: learn_patchnr(lesson, padding=CT_PADDING),
 }
 
