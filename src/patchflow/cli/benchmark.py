@@ -61,7 +61,8 @@ def benchmark(
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
             local-ar, epll, patchnr-90s, patchnr, dip-tv; by default all but tikhonov, bm3d, patchnr-90s and dip-tv. Of
-            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, local-ar, epll, patchnr; of sbibm: the tasks; all by default.
+            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, local-ar, epll, patchnr, by default all but
+            dip-tv; of sbibm: the tasks, all by default.
         images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution and ct,
             two of the others.
         full: The published number of repetitions and training steps (hours).
