@@ -11,7 +11,7 @@ from patchflow.numerics.patches import add_patches, extract_patches
 from patchflow.priors.patch_mixture import PatchMixture
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Identity
-from patchflow.reconstruct import epll
+from patchflow.reconstruct import epll, variational
 
 SIZE = 3
 
@@ -122,3 +122,23 @@ def test_bad_input_is_refused():
         epll.reconstruct(likelihood, prior, x * math.nan, x, levels=[0.1])
     with pytest.raises(InputError, match="no training images"):
         pf.learn_epll([])
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_smoothed_prior_takes_its_noise_away(padding):
+    """Tweedie's formula of noisy patches of a Gaussian is its posterior mean, known in closed form."""
+    energy, noise = mixture(), 0.6
+    x = torch.randn(2, 1, 8, 7)
+    smooth = pf.PatchPrior(energy.blurred(noise**2), SIZE, padding=padding, smoothing=noise)
+    expected = epll.filter_patches(x, energy, prior_of(energy, padding), noise)
+    torch.testing.assert_close(smooth.denoise(x), expected)
+    assert not torch.allclose(smooth.denoise(x), x, atol=0.1)
+    assert prior_of(energy).denoise(x) is x
+    # The reconstruction is what this makes of the minimum.
+    likelihood = GaussianLikelihood(Identity((8, 7)), 0.5)
+    options = {"weight": 1.0, "method": "lbfgs", "steps": 300}
+    last = variational.reconstruct(
+        likelihood, pf.PatchPrior(smooth.patch_energy, SIZE, padding=padding), x, x, **options
+    )
+    found = variational.reconstruct(likelihood, smooth, x, x, **options)
+    torch.testing.assert_close(found.x, smooth.denoise(last.x))

@@ -181,6 +181,23 @@ def test_learning_prefers_its_own_texture():
     assert torch.equal(first, validation_patches([own], 4))
 
 
+def test_smoothing_learns_the_density_of_noisy_patches():
+    """Of one constant patch the noisy ones are Gaussian: entropy and denoised image are known."""
+    noise, flat = 0.1, torch.full((1, 1, 12, 12), 0.3)
+    prior = patch_nr(size=2, layers=2, hidden=16, smoothing=noise)
+    held = validation_patches([flat], 2, noise=noise)
+    assert float(held.std()) == pytest.approx(noise, rel=0.1)
+    assert torch.equal(held, validation_patches([flat], 2, noise=noise))
+    result = learn_patches(prior, [flat], [flat], steps=600, batch=128, lr=1e-2)
+    entropy = 4 * (0.5 + 0.5 * math.log(2 * math.pi) + math.log(noise))
+    assert result.best == pytest.approx(entropy, abs=0.3)
+    noisy = flat + noise * torch.randn_like(flat)
+    cleaned = prior.denoise(noisy)
+    assert float((cleaned - flat).square().mean()) < 0.3 * float((noisy - flat).square().mean())
+    with pytest.raises(InputError, match="smoothing -1.0"):
+        patch_nr(smoothing=-1.0)
+
+
 def test_learning_refuses_what_does_not_fit():
     prior = patch_nr(size=4, layers=1, hidden=8)
     with pytest.raises(InputError, match="3 channels but the model was made for 1"):

@@ -42,6 +42,8 @@ def learn_patches(
 ) -> Fit:
     r"""Fit the patch energy of ``prior`` to all patches of the images, and leave it frozen at its best validated state.
 
+    A prior with ``smoothing`` sees each patch with fresh noise of that standard deviation.
+
     Args:
         prior: The prior to train.
         images: Training images, each (1, channels, height, width); sizes may differ.
@@ -81,8 +83,8 @@ def learn_patches(
             )
     if not validation:
         images, validation = _hold_out(images, holdout, prior.size)
-    sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral)
-    patches = validation_patches(validation, prior.size)
+    sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral, noise=prior.smoothing)
+    patches = validation_patches(validation, prior.size, noise=prior.smoothing)
     energy = prior.patch_energy
     return fit(
         energy,
@@ -103,11 +105,19 @@ def learn_patches(
     )
 
 
-def validation_patches(images: Sequence[Tensor], size: int) -> Tensor:
-    """The fixed 8,192 patches (or all, if fewer) of images on which training is validated, whatever the seed."""
+def validation_patches(images: Sequence[Tensor], size: int, *, noise: float | int = 0.0) -> Tensor:
+    """The fixed 8,192 patches (or all, if fewer) of images on which training is validated, whatever the seed.
+
+    Args:
+        images: The images.
+        size: Side length of a patch.
+        noise: Standard deviation of the (fixed) noise on them.
+    """
     patches = torch.cat([extract_patches(image[0], size) for image in images])
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
-    return patches[order[:VALIDATION_PATCHES]]
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(patches), generator=generator)
+    patches = patches[order[:VALIDATION_PATCHES]]
+    return patches + noise * torch.randn(patches.shape, generator=generator).to(patches)
 
 
 def _hold_out(

@@ -27,6 +27,7 @@ def train_patch_nr(
     layers: int = 5,
     hidden: int = 256,
     padding: int = 0,
+    smoothing: float = 0.0,
     dihedral: bool = False,
     batch: int = 512,
     steps: int = 10_000,
@@ -47,7 +48,7 @@ def train_patch_nr(
     """Learn a patchNR from the patches of one to six images, or of some more.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
-    --resume true continues.
+    --resume continues.
 
     Args:
         images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
@@ -59,6 +60,8 @@ def train_patch_nr(
         layers: Coupling blocks of the flow.
         hidden: Width of the flow's networks.
         padding: Reflected pixels around an image in reconstruction; 4 in the paper's computed tomography.
+        smoothing: Standard deviation of noise that patches are learned with and reconstructions are freed of again;
+            0.02 with --size 8 is best for photographs in [0, 1], smaller details need less.
         dihedral: Turn and mirror patches at random (for images without a preferred direction).
         batch: Patches per step.
         steps: Training steps.
@@ -90,6 +93,7 @@ def train_patch_nr(
         layers=layers,
         hidden=hidden,
         padding=padding,
+        smoothing=smoothing,
         precision=precision,
         preset=preset,
     )

@@ -126,15 +126,22 @@ class PatchSampler:
         size: Side length of a patch.
         batch: Number of patches per call.
         dihedral: Whether each patch is turned and mirrored at random (eight symmetries).
+        noise: Standard deviation of white noise that is added to each patch.
 
     Raises:
         InputError: If there is no image, the numbers of channels differ, or an image is smaller than a patch.
     """
 
     def __init__(
-        self, images: Sequence[Tensor], size: int, batch: int = 256, *, dihedral: bool = False
+        self,
+        images: Sequence[Tensor],
+        size: int,
+        batch: int = 256,
+        *,
+        dihedral: bool = False,
+        noise: float | int = 0.0,
     ) -> None:
-        self.size, self.batch = size, batch
+        self.size, self.batch, self.noise = size, batch, noise
         self.channels = common_channels(images)
         starts, offsets, total = [], [], 0
         for image in images:
@@ -166,4 +173,5 @@ class PatchSampler:
         if self.orders is not None:
             turn = torch.randint(len(self.orders), (self.batch,))
             offsets = offsets.gather(1, self.orders[turn])
-        return self.pixels[self.starts[chosen, None] + offsets]
+        patches = self.pixels[self.starts[chosen, None] + offsets]
+        return patches + self.noise * torch.randn_like(patches) if self.noise else patches

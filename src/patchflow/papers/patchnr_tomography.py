@@ -181,7 +181,7 @@ TEACHERS: dict[str, Teacher] = {
     "epll": lambda lesson: learn_epll(
         lesson.images, padding=CT_PADDING, count=EPLL_PATCHES, progress=True
     )[0],
-    "patchnr": lambda lesson: learn_patchnr(lesson, padding=CT_PADDING),
+    "patchnr": lambda lesson: learn_patchnr(lesson, size=6, smoothing=0.0, padding=CT_PADDING),
 }
 
 

@@ -62,7 +62,8 @@ def reconstruct(
         progress: Show a progress line.
 
     Returns:
-        The reconstruction and its record.
+        The reconstruction and its record. With a prior that was learned with ``smoothing`` the reconstruction is what
+        :meth:`patchflow.priors.patch.PatchPrior.denoise` makes of the last point.
 
     Raises:
         InputError: If the weight is negative or the stride or number of steps is not positive.
@@ -79,7 +80,7 @@ def reconstruct(
         energies = [likelihood + weight * prior]
     else:
         energies = [likelihood + weight * phase for phase in prior.phases(stride)]
-    return minimize(
+    solution = minimize(
         energies,
         init,
         y,
@@ -90,3 +91,4 @@ def reconstruct(
         callback=callback,
         progress=progress,
     )
+    return solution._replace(x=prior.denoise(solution.x))
