@@ -1,8 +1,9 @@
 """The weight that `--weight auto` chooses without the truth, against the best one of a grid.
 
-Run: python benchmarks/auto_weight.py --data DATA --models FOLDER [--methods tv epll]. On the validation images of all
-problems of the image tables. The grid is what the choice itself tried: factors of four around the default, refined
-around the smallest estimated risk, and then around the highest PSNR, which only this benchmark sees.
+Run: python benchmarks/auto_weight.py --data DATA --models FOLDER [--methods tv epll]. On corners of the validation
+images (--side) of all problems of the image tables. The grid is what the choice itself tried: factors of four around
+the default, refined around the smallest estimated risk, and then around the highest PSNR, which only this benchmark
+sees.
 """
 
 import argparse
@@ -27,6 +28,7 @@ parser.add_argument(
 )
 parser.add_argument("--problems", nargs="*", default=list(image_problems.PROBLEMS))
 parser.add_argument("--methods", nargs="*", default=["tv", "epll"])
+parser.add_argument("--side", type=int, default=300, help="pixels along the corner's side")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/auto-weight.json"))
 arguments = parser.parse_args()
@@ -38,7 +40,7 @@ rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
 def compare(problem, name):
     path = image_problems.validation_path(arguments.data, problem.material)
-    case = problem.case(arguments.data, path, 0)
+    case = problem.case(arguments.data, path, 0, side=arguments.side)
     prior = image_tables.learned(name, problem.material, library, arguments.data)
     method, operator = METHODS[name], case.likelihood.operator
     found = {}

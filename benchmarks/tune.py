@@ -1,6 +1,8 @@
 """Choose the weight of each method for each problem of the tables, on the validation image and never on a test image.
 
-Run: python benchmarks/tune.py --data DATA --models FOLDER [--problems deblurring ...] [--methods tv ...].
+Run: python benchmarks/tune.py --data DATA --models FOLDER [--problems deblurring ...] [--methods tv ...]. Of the
+validation image a corner of 300 x 300 pixels is taken (--side), which holds the hole of inpainting; it is four times
+faster than the whole.
 A grid of factors of two around the default, extended while its end is best; then the two neighbours at a factor
 of the square root of two. Prints what belongs into src/patchflow/papers/tuned.py.
 """
@@ -27,6 +29,7 @@ parser.add_argument("--problems", nargs="*", default=list(image_problems.PROBLEM
 parser.add_argument(
     "--methods", nargs="*", default=[m for m in image_tables.METHODS if m != "bicubic"]
 )
+parser.add_argument("--side", type=int, default=300, help="pixels along the corner's side")
 parser.add_argument("--seconds", type=float, default=300.0, help="training time of patchNR")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune.json"))
@@ -39,7 +42,7 @@ results = json.loads(arguments.json.read_text()) if arguments.json.exists() else
 
 def search(name, problem, method):
     path = image_problems.validation_path(arguments.data, problem.material)
-    case = problem.case(arguments.data, path, 0)
+    case = problem.case(arguments.data, path, 0, side=arguments.side)
     prior = image_tables.learned(method, problem.material, library, arguments.data)
     chosen = METHODS[image_tables.SAME.get(method, method)]
     tried = {}

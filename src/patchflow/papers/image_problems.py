@@ -58,15 +58,16 @@ class ImageProblem(NamedTuple):
     std: float
     region: Region
 
-    def case(self, data: Path, path: Path, seed: int) -> Case:
+    def case(self, data: Path, path: Path, seed: int, *, side: int | None = None) -> Case:
         """Read an image and simulate its measurement.
 
         Args:
             data: The data folder.
             path: The image.
             seed: Seed of the noise.
+            side: Take only the upper left corner of so many pixels along each side.
         """
-        truth = read_image(path, grey=True)
+        truth = read_image(path, grey=True)[:, :, :side, :side]
         operator = self.operator(data, (truth.shape[2], truth.shape[3]))
         likelihood = GaussianLikelihood(operator, self.std)
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "wpp": 100.0,
         "epll": 0.2,
         "local-ar": 20.0,
-        "patchnr": 0.1,
+        "patchnr": 0.2,
         "dip-tv": 4.0,
     },
 }
