@@ -65,6 +65,16 @@ def test_train_and_reconstruct(files, train, method, weight, capsys):
     assert main(["info", "m.safetensors"]) == 0
 
 
+def test_a_smoothed_patchnr_is_trained_and_has_its_own_weight(files, capsys):
+    run = ["train", "patch-nr", "train.tif", "--size=4", "--layers=3", "--hidden=32"]
+    assert main([*run, "--steps=300", f"--smoothing={NOISE}", "-o", "m.safetensors"]) == 0
+    assert pf.load("m.safetensors", pf.PatchPrior).smoothing == NOISE
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}"]
+    assert main([*run, "--prior=m.safetensors", "--steps=60", "-o", "x.tif"]) == 0
+    assert "patchnr, weight 0.2, 60 steps" in capsys.readouterr().out
+    assert error("x.tif") < 0.6 * error("y.tif")
+
+
 @pytest.mark.parametrize("method", ["tv", "tgv", "tikhonov"])
 def test_methods_without_training(files, method):
     run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", f"--method={method}"]

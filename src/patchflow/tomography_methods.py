@@ -221,8 +221,8 @@ def _transport(task: Task, setting: Setting, options: Options) -> Solution:
 
 
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
-# Weights with the best mean PSNR on the tuning slices of papers/patchnr_tomography.py, by benchmarks/tune_ct.py; that
-# patchNR is the paper's, 700 for the mean over the patches of 362 x 362 pixels.
+# Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on three of
+# them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
 _METHODS = (
     TomographyMethod("fbp", "filtered backprojection", _fbp, Setting(0, 0), Setting(0, 0)),
     TomographyMethod(
@@ -280,8 +280,8 @@ _METHODS = (
         "patchnr",
         "patchNR",
         _patches,
-        low_dose=Setting(0.1892, 400),
-        limited=Setting(0.1892, 1000),
+        low_dose=Setting(0.38, 400),
+        limited=Setting(0.38, 1000),
         takes=_PATCH_OPTIONS,
         learned=True,
     ),

@@ -140,6 +140,8 @@ class Solver:
         if self.preset == "paper" and prior is not None:
             shape = likelihood.operator.domain_shape
             return paper.weight_of_lambda(shape, noise=likelihood.std, size=prior.size)
+        if self.method == "patchnr" and isinstance(prior, PatchPrior) and prior.smoothing:
+            return variational.SMOOTHED_WEIGHT
         return METHODS[self.method].weight(likelihood)
 
     def _solve(

@@ -102,9 +102,9 @@ def reconstruct(
         noise: Standard deviation of the noise, in units of the image range.
         weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
             beside the discrepancy principle (about twenty reconstructions; not for ct). patchnr: 0.1 suits any noise
-            level, as the data term contains it; epll 0.2; wpp 100; tv and tgv: 0.56/noise times the share of pixels
-            that were measured. ct: patchnr that of the paper (0.19 for 362 x 362 pixels), tv 30 for 4096 photons, 40
-            if directions are missing.
+            level, as the data term contains it (0.2 if it was trained with --smoothing); epll 0.2; wpp 100; tv and
+            tgv: 0.56/noise times the share of pixels that were measured. ct, for LoDoPaB's scans: patchnr and epll
+            0.38, tv and tgv 30, or 40 if directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
