@@ -221,8 +221,8 @@ def _transport(task: Task, setting: Setting, options: Options) -> Solution:
 
 
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
-# Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on three of
-# them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
+# Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on
+# three of them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
 _METHODS = (
     TomographyMethod("fbp", "filtered backprojection", _fbp, Setting(0, 0), Setting(0, 0)),
     TomographyMethod(
