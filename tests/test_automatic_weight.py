@@ -112,3 +112,21 @@ def test_bad_input_is_refused():
 
     with pytest.raises(NumericalError, match="end of the range"):
         choose_weight(constant, likelihood, y, start=1.0)
+
+
+def test_the_probe_is_not_the_noise_even_from_the_same_seed():
+    likelihood = GaussianLikelihood(Identity(SHAPE), STD)
+    x = SIGNAL * torch.randn(1, 1, *SHAPE)
+    torch.manual_seed(3)
+    y = likelihood.simulate(x)
+    given = []
+
+    def solve(measurement, weight):
+        given.append(measurement)
+        return shrink(measurement, weight)
+
+    torch.manual_seed(3)
+    choose_weight(solve, likelihood, y, start=BEST)
+    probe, noise = given[1] - y, y - x
+    correlation = (probe * noise).sum() / (probe.norm() * noise.norm())
+    assert abs(float(correlation)) < 5 / math.sqrt(y.numel())

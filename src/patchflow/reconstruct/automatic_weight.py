@@ -96,7 +96,7 @@ def choose_weight(
 ) -> WeightChoice:
     """Choose a weight: on a grid of factors of four, then of two and of its root around the best.
 
-    Each trial takes two reconstructions, of the measurement and of a noisier one (drawn from torch's generator).
+    Each trial takes two reconstructions, of the measurement and of a noisier one (seeded by torch's generator).
 
     Args:
         solve: Reconstructs a measurement with a weight; the same steps for every measurement.
@@ -120,7 +120,10 @@ def choose_weight(
     if not 0 < start < math.inf:
         raise InputError(f"The start weight is {start} but must be positive and finite.")
     precision = noise.precision(y)
-    probe = torch.randn_like(y) * precision.rsqrt()
+    # A generator of its own: seeded as the simulation was, torch's would draw the noise of the measurement again.
+    generator = torch.Generator(y.device).manual_seed(int(torch.randint(2**62, ())))
+    probe = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
+    probe = probe * precision.rsqrt()
     if isinstance(likelihood.operator, Mask):
         # What a file holds where nothing was measured says nothing.
         precision = precision * likelihood.operator.mask
