@@ -80,7 +80,7 @@ for table in arguments.problems:
     for problem in image_problems.PROBLEMS[table]:
         for name in arguments.methods:
             key = f"{table}|{problem.group}|{name}"
-            row = rows.setdefault(key, compare(problem, name))
+            rows[key] = row = rows.get(key) or compare(problem, name)
             arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
             print(key, row, flush=True)
 loss = [row["best_psnr"] - row["psnr"] for row in rows.values() if "psnr" in row]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from patchflow.methods import METHODS, Task
+from patchflow.methods import Task, by_name
 from patchflow.metrics import psnr
 from patchflow.papers import image_problems, image_tables
 from patchflow.papers.rivals import Library
@@ -44,7 +44,7 @@ def search(name, problem, method):
     path = image_problems.validation_path(arguments.data, problem.material)
     case = problem.case(arguments.data, path, 0, side=arguments.side)
     prior = image_tables.learned(method, problem.material, library, arguments.data)
-    chosen = METHODS[image_tables.SAME.get(method, method)]
+    chosen = by_name(method)
     tried = {}
 
     def attempt(weight):

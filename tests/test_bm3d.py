@@ -10,15 +10,19 @@ import torch
 import patchflow as pf
 from patchflow.reconstruct.bm3d import _trapezoidal_rule, deblur, denoise, reconstruct
 
-library = pytest.importorskip("bm3d")
 SHAPE = (64, 64)
+
+
+@pytest.fixture
+def library():
+    return pytest.importorskip("bm3d")
 
 
 def bricks():
     return torch.from_numpy(skimage.data.brick()[64:128, 64:128] / 255.0)[None, None]
 
 
-def test_denoising_is_the_librarys_for_each_image_and_channel():
+def test_denoising_is_the_librarys_for_each_image_and_channel(library):
     x = bricks().expand(2, 1, *SHAPE)
     y = (x + 0.1 * torch.randn(2, 1, *SHAPE)).float()
     found = denoise(y, 0.1)
@@ -29,7 +33,7 @@ def test_denoising_is_the_librarys_for_each_image_and_channel():
     assert bool((pf.psnr(found, x.float()) > pf.psnr(y, x.float()) + 4).all())
 
 
-def test_the_level_is_what_is_removed():
+def test_the_level_is_what_is_removed(library):
     """Too small a level leaves the noise."""
     x = bricks()
     y = x + 0.1 * torch.randn(x.shape)
@@ -37,7 +41,7 @@ def test_the_level_is_what_is_removed():
     assert figures[1] > figures[0] + 3
 
 
-def test_deblurring_is_the_librarys_up_to_its_conventions():
+def test_deblurring_is_the_librarys_up_to_its_conventions(library):
     """The library convolves around the middle; we correlate around an anchor. Better than a linear filter by far."""
     kernel, anchor = torch.rand(5, 5), (0, 1)
     kernel = kernel / kernel.sum()
@@ -53,7 +57,7 @@ def test_deblurring_is_the_librarys_up_to_its_conventions():
     assert float(pf.psnr(found, x)) > float(pf.psnr(y, x)) + 3
 
 
-def test_plug_and_play_improves_the_start_and_fits_the_data():
+def test_plug_and_play_improves_the_start_and_fits_the_data(library):
     operator = pf.downsample(SHAPE, 4)
     likelihood = pf.GaussianLikelihood(operator, 0.01)
     x = bricks()
@@ -65,6 +69,31 @@ def test_plug_and_play_improves_the_start_and_fits_the_data():
     # The last step is one for the data: for the weight 0 their proximal point.
     close = reconstruct(likelihood, y, init, weight=1e-6, levels=(0.05,))
     assert float((operator(close.x) - y).square().mean().sqrt()) < 0.02
+
+
+def test_plug_and_play_alternates_with_the_librarys_denoiser(monkeypatch):
+    """With a library that halves every image all is linear: each step by dense algebra."""
+    called = []
+
+    class Library:
+        @staticmethod
+        def bm3d(image, level):
+            called.append(level)
+            return image / 2
+
+    monkeypatch.setitem(sys.modules, "bm3d", Library)
+    operator = pf.downsample((8, 8), 2, kernel_size=3)
+    likelihood = pf.GaussianLikelihood(operator, 0.1)
+    y, x = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 8, 8)
+    found = reconstruct(likelihood, y, x, weight=0.5, levels=(0.2, 0.1))
+    matrix = operator(torch.eye(64).view(64, 1, 8, 8)).view(64, 16).T
+    for level in (0.2, 0.1):
+        pull = 0.5 / level**2
+        left = matrix.T @ matrix / 0.01 + pull * torch.eye(64)
+        right = matrix.T @ y.flatten() / 0.01 + pull * x.flatten() / 2
+        x = torch.linalg.solve(left, right)
+    assert torch.allclose(found.x.flatten(), x)
+    assert called == pytest.approx([0.2, 0.1])
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,16 @@ import patchflow as pf
 from patchflow.cli import main
 from patchflow.errors import InputError
 from patchflow.io.images import read_image, write_image
+from patchflow.numerics.patches import PatchSampler
 from patchflow.papers import image_problems, image_tables
+from patchflow.papers.comparison import Case, compare
+from patchflow.papers.rivals import Library
+from patchflow.priors import expectation_maximization
 from patchflow.priors.multiscale import MultiscalePrior
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Identity
 from patchflow.reconstruct import total_variation
-from patchflow.records import read_csv, write_csv
+from patchflow.records import Record, read_csv, write_csv
 
 pytestmark = pytest.mark.usefixtures("as_users_do")
 NOISE = 0.1
@@ -132,6 +138,13 @@ def test_mistakes_are_refused_in_one_sentence(files, capsys):
     refused(capsys, ["train", "epll", "train.tif", "--components=9999"], "cannot place")
     refused(capsys, ["train", "local-ar", "train.tif", "--problem=ct"], "leave --problem out")
     refused(capsys, ["train", "wpp", "train.tif", "--scales=9"], "smaller than a patch")
+    refused(capsys, ["train", "epll", "train.tif", "--count=-5"], "patches is -5 but")
+    critic = ["train", "local-ar", "train.tif"]
+    refused(capsys, [*critic, "--kernel=nowhere.npy"], "nowhere.npy says nothing without --problem")
+    refused(capsys, [*critic, "--seconds=0"], "time limit is 0")
+    refused(
+        capsys, [*run, "--method=tv", "--prior=nowhere"], "nowhere says nothing about the method tv"
+    )
 
 
 @pytest.fixture
@@ -198,6 +211,55 @@ def test_a_table_goes_on_where_it_was_interrupted(data, capsys, monkeypatch):
     assert len(read_csv("t.csv")) == 6
     Path("t.csv").write_text("method;image\n")
     refused(capsys, [*run, "--resume", "true"], "t.csv is not a table of records")
+
+
+def test_what_a_method_cannot_solve_is_left_out(data):
+    run = [
+        "benchmark",
+        "inpainting",
+        f"--data={data}",
+        "--images=1",
+        "--threads=1",
+        "--json=t.json",
+    ]
+    assert main([*run, "--methods=[bicubic,tikhonov]"]) == 0
+    table = json.loads(Path("t.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["bicubic, hole", "bicubic, 80 % missing"]
+
+
+def test_pictures_are_of_the_first_image_also_after_a_resume():
+    likelihood = GaussianLikelihood(Identity((1, 1)), 0.1)
+    cases = [Case(name, "", torch.zeros(1), likelihood, torch.zeros(1)) for name in "abc"]
+
+    def run(before):
+        solvers = {"m": lambda case: torch.full((1,), float(ord(case.image)))}
+        return compare(cases, solvers, lambda case, x: {"psnr": 1.0}, before=before)
+
+    assert run([]).pictures["m", ""] == ord("a")
+    assert run([Record("m", "a", {"psnr": 2.0})]).pictures == {}
+
+
+def test_half_a_training_is_not_kept(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchSampler, "__call__", interrupted)
+    monkeypatch.setattr(
+        expectation_maximization._Whitening, "maximise", lambda *arguments: interrupted(None)
+    )
+    library = Library(tmp_path, 5.0, 0)
+    for method in ("patchnr", "local-ar", "epll"):
+        with pytest.raises(KeyboardInterrupt):
+            library.prior(method, "m", lambda: ([waves(96, 96)], [waves(96, 96)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_reads_the_models_of_its_methods_only(tmp_path):
+    pf.save(tmp_path / "patchnr-m.safetensors", pf.epll(size=3, components=2))
+    with pytest.raises(InputError, match="patchnr does not take a model of epll"):
+        Library(tmp_path, 5.0, 0).prior("patchnr", "m", lambda: ([], []))
+    with pytest.raises(InputError, match="no folder"):
+        Library(tmp_path / "missing", 5.0, 0)
 
 
 def test_measurements_are_those_of_the_problem(data):

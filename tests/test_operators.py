@@ -99,6 +99,21 @@ def test_norm(name):
     assert 0.98 * expected < operator_norm(operator) < (1 + 1e-5) * expected
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_nearest_is_exact_in_single_precision_too(stride):
+    """With little noise nearly all of the image is determined, or nearly none of it: no digits may cancel."""
+    operator = Blur(gaussian_kernel(9, 2.0), (32, 32), "periodic", stride=stride)
+    x = torch.rand(1, 1, 32, 32)
+    y, v, rho = operator(x), x + 0.1 * torch.randn_like(x), 1e-8
+    expected = operator.nearest(v, y, rho)
+    dense = operator(torch.eye(32 * 32).view(-1, 1, 32, 32)).flatten(1).T
+    system = dense.T @ dense + rho * torch.eye(32 * 32)
+    by_algebra = torch.linalg.solve(system, dense.T @ y.flatten() + rho * v.flatten())
+    assert (expected.flatten() - by_algebra).abs().max() < 1e-6
+    found = operator.nearest(v.float(), y.float(), rho)
+    assert (found - expected).abs().max() < 1e-3
+
+
 def test_solve_follows_the_kernel():
     operator = Blur(kernel(3, 3), (9, 8), "periodic").float()
     b = torch.randn(1, 1, 9, 8, dtype=torch.float64)

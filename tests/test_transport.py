@@ -230,3 +230,13 @@ def test_bad_input_is_refused():
     prior = pf.learn_wpp([torch.rand(1, 1, 9, 9)], size=3, count=5)
     with pytest.raises(InputError, match="0 steps"):
         wasserstein_patch.reconstruct(likelihood, prior, x, x, steps=0)
+    with pytest.raises(InputError, match="stack of 2 images"):
+        wasserstein_patch.reconstruct(likelihood, prior, x.repeat(2, 1, 1, 1), x.repeat(2, 1, 1, 1))
+    for options in ({"epsilon": 0.0}, {"epsilon": 0.1, "scaling": 1.0}):
+        with pytest.raises(InputError, match="inside"):
+            transport.sinkhorn(torch.rand(3, 2), torch.rand(4, 2), **options)
+
+
+def test_the_smallest_image_is_one_patch():
+    prior = pf.learn_wpp([torch.rand(1, 1, 3, 3)], size=3, count=1)
+    prior.check(torch.rand(1, 1, 3, 3))

@@ -105,13 +105,15 @@ def fit(
         The record of the run.
 
     Raises:
-        InputError: If nothing in ``energy`` is trainable, or ``resume`` has no checkpoint to start from.
+        InputError: If nothing is trainable, the budget not positive, or ``resume`` has no checkpoint to start from.
         NumericalError: If the loss is not finite; the best state so far is kept in ``energy``.
     """
     parameters = {name: p for name, p in energy.named_parameters() if p.requires_grad}
+    if budget is not None and not budget > 0:
+        raise InputError(f"The time limit is {budget} s but must be positive; or leave it out.")
     if not parameters:
         raise InputError(
-            "The energy has no trainable parameters; call requires_grad_(True) on it to train a fitted model again."
+            "Nothing is trainable; call requires_grad_(True) to train a fitted model again."
         )
     if schedule not in ("cosine", "constant"):
         raise InputError(f"The schedule is {schedule!r}; use 'cosine' or 'constant'.")
@@ -119,7 +121,7 @@ def fit(
     if resume:
         if checkpoint is None:
             raise InputError(
-                "There is nothing to resume from; give the checkpoint file of the interrupted run."
+                "There is nothing to resume from; give the interrupted run's checkpoint."
             )
         run.load(checkpoint)
     bar = tqdm(total=steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True)
@@ -137,8 +139,7 @@ def fit(
             rate = min(1.0, (run.step + 1) / warmup)
             if schedule == "cosine":
                 rate *= 0.5 * (1 + math.cos(math.pi * done))
-            # An interrupt in the middle of a step resumes at its beginning.
-            run.random = torch.get_rng_state()
+            run.random = torch.get_rng_state()  # an interrupted step is resumed at its beginning
             run.advance(batches(), lr * rate)
             if run.step % _REPORT_EVERY == 0:
                 bar.update(run.step - bar.n)

@@ -87,7 +87,7 @@ def learn_critic(
             out of range.
         NumericalError: If the loss is not finite.
     """
-    _check(prior, images, penalty, batch, steps, lr, schedule)
+    _check(prior, images, penalty, batch, steps, lr, schedule, seconds)
     if degrade is None and perturb is None:
         perturb = blur_and_noise
     sampler = PatchSampler(_pairs(images, degrade), prior.size, batch, dihedral=dihedral)
@@ -121,7 +121,7 @@ def learn_critic(
             loss.backward()
             optimizer.step()
             block.append(-distance.item())
-            if step % _REPORT_EVERY == 0:
+            if step % _REPORT_EVERY == 0 or step == steps:
                 losses.append(sum(block) / len(block))
                 block.clear()
                 bar.update(step - bar.n)
@@ -158,6 +158,7 @@ def _check(
     steps: int,
     lr: float,
     schedule: str,
+    seconds: float | None,
 ) -> None:
     channels = common_channels(images)
     if channels != prior.channels:
@@ -173,5 +174,9 @@ def _check(
         raise InputError(f"The penalty is {penalty} and lr {lr}; both must be positive.")
     if batch < 1 or steps < 1:
         raise InputError(f"Got a batch of {batch} and {steps} steps; both must be at least 1.")
+    if seconds is not None and not seconds > 0:
+        raise InputError(
+            f"The time limit is {seconds} s but must be positive; leave it out for none."
+        )
     if schedule not in ("cosine", "constant"):
         raise InputError(f"The schedule is {schedule!r}; use 'cosine' or 'constant'.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patchflow import models
+from patchflow.errors import InputError
 from patchflow.numerics.patches import common_channels, dihedral_orders, extract_patches
 from patchflow.priors.expectation_maximization import MixtureFit, fit_mixture
 from patchflow.priors.patch import PatchPrior
@@ -52,6 +53,8 @@ def learn_epll(
     """
     channels = common_channels(images)
     points = torch.cat([extract_patches(image[0], size) for image in images])
+    if count is not None and count < 1:
+        raise InputError(f"The number of patches is {count} but must be at least 1.")
     if count is not None and count < len(points):
         points = points[torch.randperm(len(points))[:count]]
     if dihedral:

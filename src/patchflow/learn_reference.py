@@ -51,11 +51,11 @@ def learn_wpp(
         rho=rho,
         padding=padding,
     )
-    for scale in prior.priors:
+    for k, scale in enumerate(prior.priors):
         assert isinstance(scale, PatchPrior)
+        images = [shrink(image) if k else image for image in images]
         reference = PatchSampler(images, size, count, dihedral=dihedral)()
         scale.patch_energy.load_state_dict(
             {"reference": reference, "psi": reference.new_zeros(count)}
         )
-        images = [shrink(image) for image in images]
     return prior.requires_grad_(False)

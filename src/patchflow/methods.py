@@ -64,12 +64,14 @@ class Method(NamedTuple):
         solve: Does it.
         weight: The default weight for a likelihood.
         models: The models of ``patchflow train`` that it takes as a prior; none if it needs none.
+        solves: Whether it can reconstruct for a likelihood.
     """
 
     name: str
     solve: Callable[[Task], Solution]
     weight: Callable[[GaussianLikelihood], float]
     models: tuple[str, ...] = ()
+    solves: Callable[[GaussianLikelihood], bool] = lambda likelihood: True
 
     def check_prior(self, prior: Energy | None) -> None:
         """Refuse a missing prior, and that of another method.
@@ -197,7 +199,12 @@ def _variation_weight(likelihood: GaussianLikelihood) -> float:
 METHODS = {
     method.name: method
     for method in (
-        Method("tikhonov", _tikhonov, lambda likelihood: wiener.SUPER_RESOLUTION_WEIGHT),
+        Method(
+            "tikhonov",
+            _tikhonov,
+            lambda likelihood: wiener.SUPER_RESOLUTION_WEIGHT,
+            solves=lambda likelihood: wiener.is_periodic(likelihood.operator),
+        ),
         Method("tv", _tv, _variation_weight),
         Method("tgv", _tgv, _variation_weight),
         Method("bm3d", _bm3d, lambda likelihood: bm3d.DEFAULT_WEIGHT),
@@ -210,3 +217,10 @@ METHODS = {
         ),
     )
 }
+# Rows of tables that are a method with another model.
+_VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
+
+
+def by_name(name: str) -> Method:
+    """The method of a name, or that of which a row of a table is a variant."""
+    return METHODS[_VARIANTS.get(name, name)]

@@ -95,8 +95,6 @@ class ProximalSaddle(_Regularised):
     ) -> None:
         super().__init__(prior, weight, steps.sigmas)
         self.likelihood, self.y, self.taus = likelihood, y, steps.taus
-        # Not likelihood.prox, which would compute it in each step.
-        self.back = likelihood.operator.adjoint(y)
 
     def start(self, x: Tensor) -> tuple[Fields, Fields]:
         """The image, and no dual variables yet."""
@@ -114,9 +112,7 @@ class ProximalSaddle(_Regularised):
     def primal_step(self, u: Fields, slope: Fields) -> tuple[Fields, Fields]:
         """The proximal map of the data for the image, a step of descent for the other fields."""
         ahead = tuple(a.sub(s, alpha=t) for a, s, t in zip(u, slope, self.taus, strict=True))
-        rho = self.likelihood.std**2 / self.taus[0]
-        b = torch.add(self.back, ahead[0], alpha=rho)
-        x = self.likelihood.operator.solve(b, rho, ahead[0])
+        x = self.likelihood.prox(ahead[0], self.taus[0], self.y)
         own = (ahead[0] - x) / self.taus[0]
         return (x, *ahead[1:]), (own, *(torch.zeros_like(v) for v in ahead[1:]))
 

@@ -64,12 +64,16 @@ def minimize(
         interrupted (Ctrl-C), the point so far.
 
     Raises:
-        InputError: If there is no energy, or L-BFGS is given several.
+        InputError: If there is no energy, L-BFGS is given several, or a name is unknown.
         NumericalError: If the energy is not finite.
     """
     energies = [energy] if isinstance(energy, Energy) else list(energy)
     if not energies:
         raise InputError("There is no energy to lower; give one or a sequence of them.")
+    if method not in ("adam", "lbfgs") or schedule not in ("cosine", "constant"):
+        raise InputError(
+            f"The method is {method!r} and the schedule {schedule!r}; use 'adam' or 'lbfgs', 'cosine' or 'constant'."
+        )
     if method == "lbfgs" and len(energies) > 1:
         raise InputError(
             f"L-BFGS needs one energy but got {len(energies)}; give their sum, or use method='adam'."

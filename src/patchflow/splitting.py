@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -175,19 +176,21 @@ def half_quadratic_splitting(
         The last point, and the relative distance of x and z at each step. When interrupted (Ctrl-C), the point so far.
 
     Raises:
-        InputError: If a penalty is not positive.
+        InputError: If a penalty or the weight is not positive.
         NumericalError: If the image is not finite.
     """
     if not betas or min(betas) <= 0:
         raise InputError(
             f"The penalties are {list(betas)} but must be positive, at least one of them."
         )
+    if not 0 < weight < math.inf:
+        raise InputError(f"The weight is {weight} but must be positive and finite.")
     x, history, interrupted = init, [], False
     try:
         for beta in tqdm(betas, disable=not progress, unit="step", dynamic_ncols=True):
             z = denoise(x, beta**-0.5)
             x = data.prox(z, 1 / (weight * beta), condition)
-            history.append(float((x - z).norm() / x.norm()))
+            history.append(float((x - z).norm() / x.norm().clamp_min(1e-30)))
     except KeyboardInterrupt:
         # As in minimize: what has been computed is worth keeping.
         interrupted = True

@@ -108,7 +108,7 @@ def benchmark(
         table, records = patchnr_tomography.run(
             _folder(data, name),
             name,
-            methods=patchnr_tomography.METHODS if methods is None else tuple(methods),
+            methods=patchnr_tomography.USUAL if methods is None else tuple(methods),
             images=images,
             models=folder,
             seconds=seconds,

@@ -81,7 +81,11 @@ class Solver:
             InputError: If it is missing or that of another method.
         """
         chosen = METHODS[self.method]
-        if not chosen.models or path is None:
+        if not chosen.models and path is not None:
+            raise InputError(
+                f"--prior {path} says nothing about the method {self.method}; leave it out."
+            )
+        if path is None:
             chosen.check_prior(None)
             return None
         prior = models.load(path, Energy)

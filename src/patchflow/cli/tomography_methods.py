@@ -62,14 +62,18 @@ class Choices:
     def __post_init__(self) -> None:
         for name in ("weight", "steps", "lr", "stride", "solver"):
             value = getattr(self, name)
-            if value not in (None, "adam") and name not in self.chosen.takes:
-                raise InputError(
-                    f"--{name} {value} says nothing about the method {self.method}; leave it out."
-                )
+            published = self.preset == "paper" and name in ("lr", "stride", "solver")
+            if value not in (None, "adam") and (published or name not in self.chosen.takes):
+                who = "preset paper" if published else f"method {self.method}"
+                raise InputError(f"--{name} {value} says nothing about the {who}; leave it out.")
         if self.preset == "paper" and self.method != "patchnr":
             raise InputError(f"The preset paper is that of patchnr, not of {self.method}.")
         if self.prior is None:
             self.chosen.check_prior(None)
+        elif not self.chosen.learned:
+            raise InputError(
+                f"--prior {self.prior} says nothing about the method {self.method}; leave it out."
+            )
         for flag, value in (("--weight", self.weight), ("--lr", self.lr)):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(

@@ -87,7 +87,9 @@ def train_epll(
     done = len(record.log_likelihood) - 1
     summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
     _finish(target, prior, training, seed, summary, "train epll", settings)
-    how = "converged" if record.converged else "not converged; a larger --steps goes on"
+    how = "converged" if record.converged else "not converged; give more --steps"
+    if record.interrupted:
+        how = "interrupted"
     print(
         f"{target}: {len(record.weights)} components, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch "
         f"after {done} steps in {seconds:.0f} s ({how})."
@@ -206,6 +208,12 @@ def train_local_ar(
     settings = dict(locals())
     if problem == "ct":
         raise InputError("local-ar for ct learns from random blur and noise; leave --problem out.")
+    if problem is None:
+        told = {"boundary": boundary, "kernel": kernel, "mask": mask}
+        told |= {"noise": None if noise == 0.01 else noise, "scale": None if scale == 4 else scale}
+        for name, value in told.items():
+            if value is not None:
+                raise InputError(f"--{name} {value} says nothing without --problem; leave it out.")
     target = _begin(output, seed, threads)
     training = read_training(images, range, units, dataset, grey)
     channels = common_channels(training)

@@ -54,10 +54,13 @@ def fold_power(
         shape: Height and width of the large grid, divisible by the stride.
         stride: The stride of :math:`S`.
     """
+    power = transfer.abs().square()
+    if stride == 1:
+        return power
     height, width = shape[0] // stride, shape[1] // stride
     # SKK'S' is a periodic correlation with the subsampled autocorrelation of the kernel.
-    autocorrelation = torch.fft.irfft2(transfer.abs().square(), s=shape)[::stride, ::stride]
-    return torch.fft.rfft2(autocorrelation, s=(height, width)).real
+    autocorrelation = torch.fft.irfft2(power, s=shape)[::stride, ::stride]
+    return torch.fft.rfft2(autocorrelation, s=(height, width)).real.clamp_min(0)
 
 
 def solve_subsampled(
@@ -66,7 +69,6 @@ def solve_subsampled(
     transfer: Tensor,
     folded: Tensor,
     stride: int,
-    offset: int = 0,
 ) -> Float[Tensor, "*batch height width"]:
     r"""Solve :math:`(K^\top S^\top S K + \rho I)\,x = b` exactly.
 
@@ -76,12 +78,11 @@ def solve_subsampled(
         transfer: The factors of :math:`K`.
         folded: The factors that :func:`fold_power` gives.
         stride: Stride of :math:`S`; 1 for none.
-        offset: First row and column that :math:`S` keeps.
     """
-    small = multiply(b, transfer)[..., offset::stride, offset::stride]
+    small = multiply(b, transfer)[..., ::stride, ::stride]
     small = multiply(small, 1 / (rho + folded))
     large = torch.zeros_like(b)
-    large[..., offset::stride, offset::stride] = small
+    large[..., ::stride, ::stride] = small
     return (b - multiply(large, transfer.conj())) / rho
 
 

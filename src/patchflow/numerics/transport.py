@@ -31,6 +31,8 @@ from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import eye_array, kron
 from torch import Tensor
 
+from patchflow.errors import InputError
+
 # Numbers of the table of scores in memory at a time.
 _CHUNK = 1 << 22
 
@@ -160,7 +162,14 @@ def sinkhorn(
         psi: The potential to start from.
         steps: The number of iterations at the last :math:`\varepsilon`.
         scaling: The factor by which :math:`\varepsilon` falls.
+
+    Raises:
+        InputError: If the smoothing is not positive, or the factor not inside (0, 1).
     """
+    if not (epsilon > 0 and 0 < scaling < 1):
+        raise InputError(
+            f"Got the smoothing {epsilon} and the factor {scaling}; the one must be positive, the other inside (0, 1)."
+        )
     cost = 0.5 * torch.cdist(points, reference).square()
     level = epsilon if psi is not None else max(epsilon, float(cost.max()))
     psi = torch.zeros_like(reference[:, 0]) if psi is None else psi

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -111,6 +112,7 @@ def compare(
     repeats: Sequence[Case] = (),
     steady: str | None = None,
     ranked: Sequence[str] = ("psnr", "ssim"),
+    leave_out: Collection[tuple[str, str]] = (),
     before: Sequence[Record] = (),
     keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Comparison:
@@ -125,13 +127,16 @@ def compare(
         repeats: The first image with other noise: the standard deviation of its figures is the noise floor.
         steady: The method that the floor is measured with; the last by default.
         ranked: The metrics that have a floor.
+        leave_out: Methods and the kinds of problems that they cannot solve.
         before: Figures of earlier runs on the same cases, which are kept and not taken again.
         keep: Called with all figures after each new one, so that an interruption loses nothing.
     """
     done = {(record.method, record.image): record for record in before}
     records, pictures = [], {}
+    first = {case.group: case.image for case in reversed(cases)}
     for method, solve in solvers.items():
-        for case in tqdm(cases, desc=method, unit="image", dynamic_ncols=True):
+        possible = [case for case in cases if (method, case.group) not in leave_out]
+        for case in tqdm(possible, desc=method, unit="image", dynamic_ncols=True):
             label = f"{method}, {case.group}" if case.group else method
             if (label, case.image) in done:
                 records.append(done[label, case.image])
@@ -141,7 +146,8 @@ def compare(
             seconds = time.perf_counter() - begun
             values = dict(measure(case, x)) | {"seconds": seconds}
             records.append(Record(label, case.image, values, _peak()))
-            pictures.setdefault((method, case.group), x)
+            if case.image == first[case.group]:
+                pictures[method, case.group] = x
             if keep is not None:
                 keep(_joined(records, before))
     floor = {}
@@ -157,4 +163,7 @@ def _joined(records: Sequence[Record], before: Sequence[Record]) -> list[Record]
 
 
 def _peak() -> float | None:
-    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere

@@ -16,8 +16,7 @@ from torch import Tensor
 from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
-from patchflow.methods import METHODS as BY_NAME
-from patchflow.methods import Task
+from patchflow.methods import Task, by_name
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
@@ -39,7 +38,6 @@ USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "pat
 NOISE_SEEDS = 3
 # Images by default where the material has a hundred: super-resolution is the paper's table.
 _IMAGES = {"patchnr-superresolution": None, "deblurring": 2, "inpainting": 2, "denoising": 2}
-SAME = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 
 
 class Picture(NamedTuple):
@@ -101,10 +99,9 @@ def run(
     check_choice(methods, METHODS)
     if images is not None and images < 1:
         raise InputError(f"The number of images is {images} but must be at least 1.")
-    if models is not None and not models.is_dir():
-        raise InputError(f"There is no folder {models} to keep the models in; make it.")
+    library = Library(models, seconds, seed)
     groups = problems.PROBLEMS[name]
-    cases, paths = [], []
+    cases = []
     for problem in groups:
         count = _IMAGES[name] if images is None else images
         paths = problems.reported_paths(data, problem.material, count)
@@ -113,7 +110,6 @@ def run(
         data / "weights" / "lpips_squeezenet11_features.safetensors",
         data / "weights" / "lpips_v0.1_squeeze_lin.safetensors",
     )
-    library = Library(models, seconds, seed)
     by_group = {problem.group: problem for problem in groups}
     ordered = [method for method in METHODS if method in methods]
     solvers = {method: _solver(method, name, by_group, library, data) for method in ordered}
@@ -136,12 +132,24 @@ def run(
         repeats=repeats,
         steady=next((m for m in ordered if m != "bicubic"), ordered[0]),
         ranked=("psnr", "ssim", "lpips"),
+        leave_out=[
+            (method, case.group)
+            for method in ordered
+            for case in cases
+            if method != "bicubic" and not by_name(method).solves(_gaussian(case))
+        ],
         before=before,
         keep=keep,
     )
+    untuned = [
+        method
+        for method in ordered
+        if method != "bicubic" and any(_tuned(name, group, method) is None for group in by_group)
+    ]
+    defaults = f" (defaults for a kind: {', '.join(untuned)})" if untuned else ""
     spent = "".join(f"; {key}: {time:.0f} s" for key, time in library.trainings.items())
     protocol = (
-        f"{len(cases)} measurements, data range 1, weights chosen on the validation image, "
+        f"{len(cases)} measurements, data range 1, weights chosen on the validation image{defaults}, "
         f"{torch.get_num_threads()} threads" + (f"; learned{spent[1:]}" if spent else "")
     )
     published = PUBLISHED if name == "patchnr-superresolution" else None
@@ -168,15 +176,19 @@ def _solver(
     def solve(case: Case) -> Tensor:
         problem = by_group[case.group]
         prior = learned(method, problem.material, library, data)
-        chosen = BY_NAME[SAME.get(method, method)]
+        chosen = by_name(method)
         likelihood = _gaussian(case)
-        weight = WEIGHTS.get((name, problem.group), {}).get(method.removesuffix("-90s"))
+        weight = _tuned(name, problem.group, method)
         if weight is None:
             weight = chosen.weight(likelihood)
         torch.manual_seed(0)  # dip-tv draws its network
         return complete(chosen.solve(Task(likelihood, case.y, start(case), weight, prior)))
 
     return start if method == "bicubic" else solve
+
+
+def _tuned(name: str, group: str, method: str) -> float | None:
+    return WEIGHTS.get((name, group), {}).get(method.removesuffix("-90s"))
 
 
 def _gaussian(case: Case) -> GaussianLikelihood:

@@ -28,7 +28,7 @@ from patchflow.papers import prost2021_local_ar as prost
 from patchflow.papers import tomography_cases as slices
 from patchflow.papers.altekrueger2023_patchnr import CT_PADDING
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
-from patchflow.papers.rivals import Images, Lesson, Library, Teacher, learn_patchnr
+from patchflow.papers.rivals import Images, Lesson, Library, Teacher, check_finished, learn_patchnr
 from patchflow.papers.tomography_cases import KERNELS, TRAINING_SLICES
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.tomography import ParallelBeam
@@ -163,7 +163,7 @@ def run(
 
 def _local_ar(lesson: Lesson) -> Energy:
     prior = alr(padding=CT_PADDING)
-    learn_critic(
+    record = learn_critic(
         prior,
         lesson.images,
         perturb=partial(noise, low=0.0, high=CRITIC_NOISE),
@@ -172,15 +172,20 @@ def _local_ar(lesson: Lesson) -> Energy:
         seconds=prost.SMALL.seconds,
         progress=True,
     )
+    check_finished(record)
+    return prior
+
+
+def _epll(lesson: Lesson) -> Energy:
+    prior, record = learn_epll(lesson.images, padding=CT_PADDING, count=EPLL_PATCHES, progress=True)
+    check_finished(record)
     return prior
 
 
 TEACHERS: dict[str, Teacher] = {
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2, padding=CT_PADDING),
     "local-ar": _local_ar,
-    "epll": lambda lesson: learn_epll(
-        lesson.images, padding=CT_PADDING, count=EPLL_PATCHES, progress=True
-    )[0],
+    "epll": _epll,
     "patchnr": lambda lesson: learn_patchnr(lesson, size=6, smoothing=0.0, padding=CT_PADDING),
 }
 

@@ -13,11 +13,14 @@ from torch import Tensor
 from patchflow import models
 from patchflow.energy import Energy
 from patchflow.errors import InputError
+from patchflow.fit import Fit
 from patchflow.learn import learn_patches
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
+from patchflow.methods import by_name
 from patchflow.models import patch_nr
 from patchflow.papers import prost2021_local_ar as prost
+from patchflow.priors.expectation_maximization import MixtureFit
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
@@ -47,6 +50,29 @@ class Lesson(NamedTuple):
 Teacher = Callable[[Lesson], Energy]
 
 
+def check_finished(record: Fit | MixtureFit) -> None:
+    """Refuse half a training, which later runs would read as a whole one.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupted it.
+    """
+    stopped = record.stopped == "interrupted" if isinstance(record, Fit) else record.interrupted
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _epll(lesson: Lesson) -> Energy:
+    prior, record = learn_epll(lesson.images, progress=True)
+    check_finished(record)
+    return prior
+
+
+def _local_ar(lesson: Lesson) -> Energy:
+    prior, record = prost.learn(prost.SMALL, lesson.images, progress=True)
+    check_finished(record)
+    return prior
+
+
 def _patchnr(lesson: Lesson, seconds: float) -> Energy:
     return learn_patchnr(lesson._replace(seconds=seconds))
 
@@ -56,7 +82,7 @@ def learn_patchnr(
 ) -> Energy:
     """A patchNR, learned for the time of the lesson."""
     prior = patch_nr(size=size, smoothing=smoothing, padding=padding)
-    learn_patches(
+    record = learn_patches(
         prior,
         lesson.images,
         lesson.validation,
@@ -64,14 +90,15 @@ def learn_patchnr(
         seconds=lesson.seconds,
         progress=True,
     )
+    check_finished(record)
     return prior
 
 
 TEACHERS: dict[str, Teacher] = {
-    "epll": lambda lesson: learn_epll(lesson.images, progress=True)[0],
+    "epll": _epll,
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2),
     "wpp-sinkhorn": lambda lesson: learn_wpp(lesson.images, scales=2, epsilon=EPSILON),
-    "local-ar": lambda lesson: prost.learn(prost.SMALL, lesson.images, progress=True)[0],
+    "local-ar": _local_ar,
     "patchnr-90s": lambda lesson: _patchnr(lesson, SHORT_SECONDS),
     "patchnr": learn_patchnr,
 }
@@ -85,6 +112,9 @@ class Library:
         seconds: Training time of patchNR.
         seed: Seed of the trainings.
         teachers: How each method learns; methods that are not there need no prior.
+
+    Raises:
+        InputError: If there is no such folder.
     """
 
     def __init__(
@@ -94,6 +124,8 @@ class Library:
         seed: int,
         teachers: Mapping[str, Teacher] = TEACHERS,
     ) -> None:
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"There is no folder {folder} to keep the models in; make it.")
         self.teachers = teachers
         self.folder, self.seconds, self.seed = folder, seconds, seed
         self.priors: dict[str, Energy] = {}
@@ -118,20 +150,23 @@ class Library:
         if key not in self.priors:
             path = None if self.folder is None else self.folder / f"{key}.safetensors"
             if path is not None and path.exists():
-                self.priors[key] = models.load(path, Energy)
+                self.priors[key] = _load(path, method)
             else:
                 torch.manual_seed(self.seed)
                 begun = time.perf_counter()
                 lesson = Lesson(*pupils(), self.seconds)
                 prior = self.teachers[method](lesson)
                 self.trainings[key] = time.perf_counter() - begun
-                if path is not None:
-                    self._keep(path, prior, lesson.images, self.trainings[key])
                 self.priors[key] = prior
+                if path is not None:
+                    training = {"seconds": round(self.trainings[key], 1)}
+                    models.save(
+                        path, prior, images=lesson.images, seed=self.seed, training=training
+                    )
         return self.priors[key]
 
-    def _keep(self, path: Path, prior: Energy, images: Images, seconds: float) -> None:
-        if not path.parent.is_dir():
-            raise InputError(f"There is no folder {path.parent} to keep the models in; make it.")
-        training = {"seconds": round(seconds, 1)}
-        models.save(path, prior, images=images, seed=self.seed, training=training)
+
+def _load(path: Path, method: str) -> Energy:
+    prior = models.load(path, Energy)
+    by_name(method).check_prior(prior)
+    return prior

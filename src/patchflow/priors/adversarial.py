@@ -77,7 +77,11 @@ class PatchCritic(Energy):
         self.field, self.stride = 1, 1
         for layer in layers:
             convolutions.append(nn.Conv2d(width, *layer, bias=bias))
-            extent = (extent + 2 * layer.padding - layer.kernel) // layer.stride + 1
+            room = extent + 2 * layer.padding - layer.kernel
+            if room < 0:
+                extent = 0
+                break
+            extent = room // layer.stride + 1
             self.field += (layer.kernel - 1) * self.stride
             self.stride *= layer.stride
             width = layer.width

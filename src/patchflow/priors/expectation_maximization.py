@@ -45,6 +45,7 @@ class MixtureFit(NamedTuple):
         covariances: (components, dim, dim).
         log_likelihood: The mean log-likelihood of a point, in nats, before each step and after the last.
         converged: Whether a step gained less than the tolerance.
+        interrupted: Whether the user stopped it (Ctrl-C).
     """
 
     weights: Tensor
@@ -52,6 +53,7 @@ class MixtureFit(NamedTuple):
     covariances: Tensor
     log_likelihood: list[float]
     converged: bool
+    interrupted: bool = False
 
 
 @torch.no_grad()
@@ -92,7 +94,7 @@ def fit_mixture(
     else:
         weights, means, covariances = (t.double() for t in start[:3])
     history: list[float] = []
-    converged = False
+    converged = interrupted = False
     bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
     try:
         for k in range(max_iterations + 1):
@@ -105,12 +107,17 @@ def fit_mixture(
             weights, means, covariances = space.maximise(sums, count)
             bar.update()
     except KeyboardInterrupt:
-        # What has been computed is worth keeping; the record says that it did not converge.
-        pass
+        # What has been computed is worth keeping; the record says it.
+        interrupted = True
     finally:
         bar.close()
     return MixtureFit(
-        weights.to(points), means.to(points), covariances.to(points), history, converged
+        weights.to(points),
+        means.to(points),
+        covariances.to(points),
+        history,
+        converged,
+        interrupted,
     )
 
 

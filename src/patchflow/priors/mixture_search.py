@@ -3,7 +3,7 @@ r"""A faster search for the most probable component of a mixture: first a group 
 The components are put into groups of about equal size that are alike: each component joins the group whose
 moment-matched Gaussian it diverges least from, the clearest cases first, and the groups' Gaussians follow. A patch is
 then compared with :math:`G` groups and :math:`K / G` members instead of :math:`K` components. The choice may miss
-the best component; how often, and what that costs, is measured in ``benchmarks/epll.py``.
+the best component; what that costs is measured in ``benchmarks/epll.py``.
 
 References:
     Parameswaran, Deledalle, Denis, Nguyen, "Accelerating GMM-based patch priors for image restoration: three

@@ -70,9 +70,9 @@ class MultiscalePrior(Energy):
         Raises:
             InputError: If the number of channels is another, or the smallest version is smaller than a patch.
         """
-        for prior in self._priors():
+        for k, prior in enumerate(self._priors()):
+            x = shrink(x) if k else x
             prior.check(x)
-            x = shrink(x)
 
 
 class MultiscalePhase(Energy):

@@ -6,8 +6,9 @@ r"""Gaussian mixtures with hundreds of full covariances on patches: the prior of
 orthogonal to the constant patch, and the energy does not depend on the brightness. Summed over all patches of an image
 by :class:`patchflow.priors.patch.PatchPrior` the energy is the negative *expected patch log-likelihood*.
 
-The mixture is evaluated in the coordinates in which its overall covariance is the identity, where single precision is
-enough, by second-order features (:mod:`patchflow.numerics.quadratic`).
+The mixture is evaluated in the coordinates in which its overall covariance is the identity, by second-order features
+(:mod:`patchflow.numerics.quadratic`). Single precision is enough there, but for thin components far from the mean of
+all patches (clipped white in a grey image): their energies may be off by a few nats.
 
 References:
     Zoran, Weiss, "From learning models of natural image patches to whole image restoration", ICCV 2011

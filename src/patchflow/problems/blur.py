@@ -134,11 +134,23 @@ class Blur(LinearOperator):
 
     def solve(self, b: Tensor, rho: float | int, init: Tensor | None = None) -> Tensor:
         """Exactly, in the Fourier domain, if periodic and divisible by the stride; see :meth:`LinearOperator.solve`."""
-        height, width = self.domain_shape
-        if self.boundary != "periodic" or height % self.stride or width % self.stride:
+        if not self._diagonal:
             return super().solve(b, rho, init)
         transfer, folded = self._spectrum(b.dtype)
         return solve_subsampled(b, rho, transfer, folded, self.stride)
+
+    def nearest(self, v: Tensor, y: Tensor, rho: float | int) -> Tensor:
+        """Exactly, in the Fourier domain, if possible; see :meth:`LinearOperator.nearest`."""
+        if not self._diagonal:
+            return super().nearest(v, y, rho)
+        # From the residual of v: solve would divide a cancelled difference by rho.
+        return v + self.adjoint(multiply(y - self(v), 1 / (rho + self._spectrum(v.dtype)[1])))
+
+    @property
+    def _diagonal(self) -> bool:
+        """Whether the Fourier transform makes the operator diagonal."""
+        height, width = self.domain_shape
+        return self.boundary == "periodic" and not (height % self.stride or width % self.stride)
 
     def initial(self, y: Tensor) -> Tensor:
         """Bicubic interpolation, aligned with the operator's grid: the pixels of ``y`` sit on the kernel's centroid."""

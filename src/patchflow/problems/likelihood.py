@@ -183,8 +183,7 @@ class GaussianLikelihood(Likelihood, Proximable):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
-        rho = self.std**2 / step
-        return self.operator.solve(self.operator.adjoint(_measured(condition)) + rho * v, rho, v)
+        return self.operator.nearest(v, _measured(condition), self.std**2 / step)
 
 
 def _measured(condition: Tensor | None) -> Tensor:

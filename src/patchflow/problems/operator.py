@@ -38,8 +38,8 @@ class Operator(nn.Module, ABC):
 class LinearOperator(Operator):
     r"""A linear operator :math:`A` with its adjoint.
 
-    ``A @ B`` composes, ``A.T`` is the adjoint operator. Two methods have defaults that operators with
-    structure replace by closed forms: ``solve`` and ``initial``.
+    ``A @ B`` composes, ``A.T`` is the adjoint operator. Three methods have defaults that operators with
+    structure replace by closed forms: ``solve``, ``nearest`` and ``initial``.
     """
 
     @abstractmethod
@@ -58,6 +58,16 @@ class LinearOperator(Operator):
         return conjugate_gradients(
             lambda x: self.adjoint(self(x)) + rho * x, b, init, tolerance=tolerance
         )
+
+    def nearest(self, v: Tensor, y: Tensor, rho: float | int) -> Tensor:
+        r"""The minimiser of :math:`\|A x - y\|^2 + \rho \|x - v\|^2`.
+
+        Args:
+            v: Images ``(batch, ..., *domain_shape)``.
+            y: Measurements ``(batch, ..., *range_shape)``.
+            rho: The positive :math:`\rho`.
+        """
+        return self.solve(self.adjoint(y) + rho * v, rho, v)
 
     def initial(self, y: Tensor) -> Tensor:
         r"""A start image for the measurement ``y``, here :math:`(A^\top A + \rho I)^{-1} A^\top y` with a small rho."""

@@ -5,20 +5,30 @@ covariance :math:`\Sigma` the *discrepancy principle* takes the weight whose res
 
 .. math:: \|\hat a_w - y\|^2_{\Sigma^{-1}} = m,
 
-which is too smooth where the prior is good. *Stein's estimate* of the risk of the prediction,
+which is too smooth where the prior is good. *Stein's estimate* of the risk, seen through a linear map :math:`W`,
 
-.. math:: \mathrm{SURE}(w) = \|\hat a_w - y\|^2_{\Sigma^{-1}} - m + 2 \operatorname{div}_y \hat a_w, \qquad
-          \mathbb E\, \mathrm{SURE}(w) = \mathbb E \|\hat a_w - A x\|^2_{\Sigma^{-1}},
+.. math:: \mathrm{SURE}(w) = \|W(\hat a_w - y)\|^2 - \mathbb E\|W\eta\|^2
+          + 2 \operatorname{div}_y (W^\top W \Sigma\, \hat a_w), \qquad
+          \mathbb E\, \mathrm{SURE}(w) = \mathbb E \|W(\hat a_w - A x)\|^2,
 
-is unbiased for Gaussian noise and needs no truth; its divergence is estimated by a second reconstruction, of the
-measurement with a little more noise :math:`\epsilon b`, :math:`b \sim N(0, \Sigma)`:
+is unbiased for Gaussian noise :math:`\eta` and needs no truth; its divergence is estimated by a second reconstruction,
+of the measurement with a little more noise :math:`\epsilon b`, :math:`b \sim N(0, \Sigma)`:
 
-.. math:: \operatorname{div}_y \hat a_w \approx \langle b, \hat a_w(y + \epsilon b) - \hat a_w(y)
-          \rangle_{\Sigma^{-1}} / \epsilon.
+.. math:: \operatorname{div}_y (W^\top W \Sigma\, \hat a_w) \approx
+          \langle W b, W(\hat a_w(y + \epsilon b) - \hat a_w(y)) \rangle / \epsilon.
+
+For Gaussian noise of the standard deviation :math:`\sigma`, :math:`W = (A^\top A + \kappa)^{-1} A^\top` looks at the
+error of the image wherever the measurement says something about it: the error of the prediction alone hardly feels what
+a blur damps, and asks for too little prior. There :math:`\kappa = (\sigma / 0.3)^2`: an image of the standard deviation
+0.3 is above the noise. For other noise :math:`W = \Sigma^{-1/2}`.
 
 References:
     Morozov, "On the solution of functional equations by the method of regularization", 1966
     Stein, "Estimation of the mean of a multivariate normal distribution", 1981
+    Eldar, "Generalized SURE for exponential families: applications to regularization", IEEE Trans. Signal Process.
+    57(2), 2009
+    Giryes, Elad, Eldar, "The projected GSURE for automatic parameter tuning in iterative shrinkage methods", Appl.
+    Comput. Harmon. Anal. 30(3), 2011
     Ramani, Blu, Unser, "Monte-Carlo SURE: a black-box optimization of regularization parameters for general denoising
     algorithms", IEEE Trans. Image Process. 17(9), 2008
 """
@@ -33,12 +43,16 @@ import torch
 from torch import Tensor
 
 from patchflow.errors import InputError, NumericalError
-from patchflow.problems.likelihood import Likelihood, ProximableNoise
+from patchflow.problems.likelihood import GaussianLikelihood, Likelihood, ProximableNoise
 from patchflow.problems.sampling import Mask
 from patchflow.solution import Solution
 
 # Of the second measurement, in standard deviations of the noise.
 _PROBE = 0.3
+# The standard deviation of an image, which decides what the measurement says about it.
+_CONTRAST = 0.3
+# A risk so much above the smallest, relatively, is as good, and the larger weight the more stable.
+_INDIFFERENCE = 0.01
 # Weights of the first grid, and how far it may be extended on one side.
 _FACTOR, _GRID, _EXTENSIONS = 4.0, 5, 4
 # Neighbours of the best weight of the grid, then of the refined grid.
@@ -53,7 +67,7 @@ class Trial(NamedTuple):
     Attributes:
         weight: The weight.
         discrepancy: The mean squared residual over the variance of the noise; 1 is what the noise alone leaves.
-        risk: Stein's estimate of the mean squared error of the prediction, over the variance of the noise.
+        risk: Stein's estimate of the squared error, the mean over what :math:`W` maps to.
     """
 
     weight: float
@@ -65,7 +79,7 @@ class WeightChoice(NamedTuple):
     """The chosen weight.
 
     Attributes:
-        weight: The weight of the smallest estimated risk.
+        weight: The largest weight whose estimated risk is within a hundredth of the smallest.
         solution: The reconstruction with it.
         by_discrepancy: The weight of the discrepancy principle, or None if the residual never is so large or small.
         trials: All that were tried, by weight.
@@ -106,7 +120,8 @@ def choose_weight(
         report: Called with each trial.
 
     Returns:
-        The choice by Stein's estimate, beside that by the discrepancy principle.
+        The choice by Stein's estimate, beside that by the discrepancy principle. When interrupted (Ctrl-C), the best so
+        far; its solution says so.
 
     Raises:
         InputError: If the noise has no precision, or ``start`` is not positive and finite.
@@ -128,44 +143,72 @@ def choose_weight(
         # What a file holds where nothing was measured says nothing.
         precision = precision * likelihood.operator.mask
     count = int((precision > 0).sum())
+    lens = _lens(likelihood, precision)
+    seen = lens(probe)
     trials: dict[float, Trial] = {}
     solutions: dict[float, Solution] = {}
 
     def attempt(weight: float) -> None:
-        solution, other = solve(y, weight), solve(y + _PROBE * probe, weight)
+        state = torch.get_rng_state()
+        solution = solve(y, weight)
+        torch.set_rng_state(state)  # the same random network
+        other = solve(y + _PROBE * probe, weight)
         if solution.interrupted or other.interrupted:
             raise KeyboardInterrupt
         image = likelihood.operator(solution.x)
         change = likelihood.operator(other.x) - image
-        divergence = float((probe * change * precision).sum()) / _PROBE
+        divergence = float((seen * lens(change)).mean()) / _PROBE
         discrepancy = float(((image - y).square() * precision).sum()) / count
-        risk = discrepancy - 1 + 2 * divergence / count
+        risk = float((lens(image - y).square() - seen.square()).mean()) + 2 * divergence
         trials[weight] = Trial(weight, discrepancy, risk)
         solutions[weight] = solution
         if report is not None:
             report(trials[weight])
 
     def best() -> float:
-        return min(trials.values(), key=lambda trial: trial.risk).weight
-
-    for k in range(_GRID):
-        attempt(start * _FACTOR ** (k - _GRID // 2))
-    for _ in range(_EXTENSIONS):
-        if best() == min(trials):
-            attempt(best() / _FACTOR)
-        elif best() == max(trials):
-            attempt(best() * _FACTOR)
-    if best() in (min(trials), max(trials)):
-        raise NumericalError(
-            f"The estimated risk is smallest at the end of the range of weights, {best():g}; check the noise level, "
-            "or give a weight."
+        least = min(trial.risk for trial in trials.values())
+        return max(
+            t.weight for t in trials.values() if t.risk <= least + _INDIFFERENCE * abs(least)
         )
-    for factor in _REFINEMENTS:
-        centre = best()
-        attempt(centre / factor)
-        attempt(centre * factor)
+
+    interrupted = False
+    try:
+        for k in range(_GRID):
+            attempt(start * _FACTOR ** (k - _GRID // 2))
+        for _ in range(_EXTENSIONS):
+            if best() == min(trials):
+                attempt(best() / _FACTOR)
+            elif best() == max(trials):
+                attempt(best() * _FACTOR)
+        if best() in (min(trials), max(trials)):
+            raise NumericalError(
+                f"The estimated risk is smallest at the end of the range of weights, {best():g}; check the noise "
+                "level, or give a weight."
+            )
+        for factor in _REFINEMENTS:
+            centre = best()
+            attempt(centre / factor)
+            attempt(centre * factor)
+    except KeyboardInterrupt:
+        if not trials:
+            raise
+        interrupted = True
     ordered = sorted(trials.values())
-    return WeightChoice(best(), solutions[best()], _crossing(ordered), ordered)
+    chosen = solutions[best()]._replace(interrupted=interrupted)
+    return WeightChoice(best(), chosen, _crossing(ordered), ordered)
+
+
+def _lens(likelihood: Likelihood, precision: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map through which the risk is seen."""
+    if isinstance(likelihood, GaussianLikelihood):
+        operator, kappa = likelihood.operator, (likelihood.std / _CONTRAST) ** 2
+
+        def look(residual: Tensor) -> Tensor:
+            zero = residual.new_zeros(*residual.shape[:-2], *operator.domain_shape)
+            return operator.nearest(zero, residual, kappa)
+
+        return look
+    return lambda residual: residual * precision.sqrt()
 
 
 def _crossing(trials: list[Trial]) -> float | None:

@@ -62,6 +62,7 @@ INPUT_STD = 0.1
 WINDOW = 100
 
 
+@torch.enable_grad()  # also within choose_weight
 def reconstruct(
     likelihood: Likelihood,
     y: Tensor,
@@ -139,9 +140,7 @@ def reconstruct(
         )
     model = network
     if model is None:
-        model = SkipNet(
-            channels=CHANNELS, skip=SKIP, in_channels=INPUTS, out_channels=y.shape[1]
-        ).to(y)
+        model = _default_network(likelihood, y, shape)
     z = _fixed_input(likelihood, model, z, shape)
     # On CPUs convolutions are 1.2 to 1.5 times faster with the channels last.
     # The stubs lack this form of `to`.
@@ -232,6 +231,17 @@ class MovingVariance:
             return math.inf
         variance = self.squares / self.window - (self.sum / self.window).square().sum()
         return float(variance / x.numel())
+
+
+def _default_network(likelihood: Likelihood, y: Tensor, shape: tuple[int, int] | None) -> SkipNet:
+    """As many scales of the default network as the image allows."""
+    scales = len(CHANNELS)
+    if shape is None and isinstance(likelihood.operator, Operator):
+        shape = likelihood.operator.domain_shape
+    if shape is not None:
+        scales = max(1, min(scales, (min(shape) - 1).bit_length() - 1))
+    channels, skip = CHANNELS[:scales], SKIP[:scales]
+    return SkipNet(channels=channels, skip=skip, in_channels=INPUTS, out_channels=y.shape[1]).to(y)
 
 
 def _fixed_input(

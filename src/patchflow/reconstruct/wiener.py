@@ -28,7 +28,7 @@ from patchflow.errors import InputError
 from patchflow.numerics.fourier import stationary_mean, transfer_function
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.operator import Identity, Shape
+from patchflow.problems.operator import Identity, LinearOperator, Shape
 
 # Highest PSNR of Tikhonov's method on the validation image of super-resolution x4 (noise 0.01) among 3, 10, 20, 30, 40,
 # 50, 60, 100, 200, 400: 27.22 dB.
@@ -113,7 +113,7 @@ def power_spectrum(images: Sequence[Tensor], shape: Shape) -> Float[Tensor, "hei
 
     over half-overlapping blocks :math:`b_m` of at most :data:`BLOCK` pixels a side, in a Hann window :math:`h`, so
     that the border of a block does not look like an edge. Blocks are padded by zeros to the large grid, so that no
-    frequency is interpolated; all images and channels count alike.
+    frequency is interpolated; all blocks count alike.
 
     Args:
         images: Images (batch, channels, height, width), of any sizes.
@@ -145,6 +145,18 @@ def power_spectrum(images: Sequence[Tensor], shape: Shape) -> Float[Tensor, "hei
     return total / (count * window.square().sum())
 
 
+def is_periodic(operator: LinearOperator) -> bool:
+    """Whether the closed forms know the operator: the identity, or a periodic blur whose stride divides the image."""
+    if isinstance(operator, Identity):
+        return True
+    height, width = operator.domain_shape
+    return (
+        isinstance(operator, Blur)
+        and operator.boundary == "periodic"
+        and not (height % operator.stride or width % operator.stride)
+    )
+
+
 def _periodic(likelihood: GaussianLikelihood, y: Tensor) -> tuple[Tensor, int]:
     """The factors and the stride of a periodic operator."""
     operator, (height, width) = likelihood.operator, likelihood.operator.domain_shape
@@ -152,8 +164,7 @@ def _periodic(likelihood: GaussianLikelihood, y: Tensor) -> tuple[Tensor, int]:
         return torch.ones(height, width // 2 + 1, dtype=y.dtype, device=y.device) + 0j, 1
     kind = type(operator).__name__
     if isinstance(operator, Blur):
-        divides = not (height % operator.stride or width % operator.stride)
-        if operator.boundary == "periodic" and divides:
+        if is_periodic(operator):
             kernel = operator.kernel.to(y)
             return transfer_function(kernel, (height, width), operator.anchor), operator.stride
         kind = f"a {operator.boundary} Blur of {height} x {width} pixels with the stride {operator.stride}"
