@@ -3,7 +3,7 @@
 Run: python benchmarks/auto_weight.py --data DATA --models FOLDER [--methods tv epll]. On corners of the validation
 images (--side) of all problems of the image tables. The grid is what the choice itself tried: factors of four around
 the default, refined around the smallest estimated risk, and then around the highest PSNR, which only this benchmark
-sees.
+sees, until both neighbours of the best are worse.
 """
 
 import argparse
@@ -53,16 +53,19 @@ def compare(problem, name):
         return solution
 
     begun = time.perf_counter()
-    default = method.weight(case.likelihood)
+    default = method.weight(case.likelihood, prior)
     torch.manual_seed(0)
     try:
         choice = choose_weight(solve, case.likelihood, case.y, start=default)
     except NumericalError as error:
         return {"error": str(error)}
     seconds, trials = time.perf_counter() - begun, len(choice.trials)
-    for factor in (1 / math.sqrt(2), math.sqrt(2)):
-        solve(case.y, max(found, key=found.get) * factor)
-    best = max(found, key=found.get)
+    best, before = max(found, key=found.get), None
+    while best != before:
+        for factor in (1 / math.sqrt(2), math.sqrt(2)):
+            if not any(math.isclose(weight, best * factor, rel_tol=0.01) for weight in found):
+                solve(case.y, best * factor)
+        best, before = max(found, key=found.get), best
     return {
         "weight": choice.weight,
         "psnr": found[choice.weight],

@@ -3,7 +3,7 @@
 Run: python benchmarks/epll.py --data DATA [--threads 2] [--iterations 20]. Both fit 200 full covariances to the 354,025
 patches of 6 x 6 pixels of the training image of the material. scikit-learn runs so many iterations from its k-means;
 ours, from its own start, until its log-likelihood is as high. Then the validation image is reconstructed
-(super-resolution x4): with all patches in each step, one phase of a grid, flat tails, or a search in groups.
+(super-resolution x4): with all patches in each step, one phase of a grid, or a search in groups.
 """
 
 import argparse
@@ -105,8 +105,6 @@ reconstruct("all patches, 16 steps", mixture, 16, 1)
 reconstruct("stride 3, 64 steps", mixture, 64, 3)
 reconstruct("stride 6, 128 steps (default)", mixture, 128, None)
 reconstruct("stride 6, 32 steps", mixture, 32, None)
-for rank in (4, 8, 16):
-    reconstruct(f"flat tails of rank {rank}, stride 6", mixture.flattened(rank), 128, None)
 for groups in (10, 20):
     reconstruct(f"search in {groups} groups, stride 6", SearchedMixture(mixture, groups), 128, None)
     reconstruct(f"search in {groups} groups, all patches", SearchedMixture(mixture, groups), 16, 1)

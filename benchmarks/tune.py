@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from patchflow.errors import NumericalError
 from patchflow.methods import Task, by_name
 from patchflow.metrics import psnr
 from patchflow.papers import image_problems, image_tables
@@ -40,9 +41,7 @@ library = Library(arguments.models, arguments.seconds, 0)
 results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
 
-def search(name, problem, method):
-    path = image_problems.validation_path(arguments.data, problem.material)
-    case = problem.case(arguments.data, path, 0, side=arguments.side)
+def search(problem, case, method):
     prior = image_tables.learned(method, problem.material, library, arguments.data)
     chosen = by_name(method)
     tried = {}
@@ -53,17 +52,20 @@ def search(name, problem, method):
             torch.manual_seed(0)
             begun = time.perf_counter()
             init = case.likelihood.operator.initial(case.y)
-            x = chosen.solve(Task(case.likelihood, case.y, init, weight, prior)).x
-            found = float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
-            tried[weight] = found if math.isfinite(found) else -math.inf
+            try:
+                x = chosen.solve(Task(case.likelihood, case.y, init, weight, prior)).x
+                found = float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
+            except NumericalError:  # too large or too small for the solver
+                found = -math.inf
+            tried[weight] = found
             print(
                 f"  {weight:10.4g} {found:7.2f} dB {time.perf_counter() - begun:6.1f} s", flush=True
             )
 
-    default = chosen.weight(case.likelihood)
+    default = chosen.weight(case.likelihood, prior)
     for factor in (0.5, 1, 2):
         attempt(factor * default)
-    while max(tried, key=tried.get) in (min(tried), max(tried)) and len(tried) < 9:
+    while max(tried, key=tried.get) in (min(tried), max(tried)):
         best = max(tried, key=tried.get)
         attempt(best / 2 if best == min(tried) else best * 2)
     best = max(tried, key=tried.get)
@@ -74,13 +76,13 @@ def search(name, problem, method):
 
 for name in arguments.problems:
     for problem in image_problems.PROBLEMS[name]:
+        path = image_problems.validation_path(arguments.data, problem.material)
+        case = problem.case(arguments.data, path, 0, side=arguments.side)
         for method in arguments.methods:
-            print(f"{name}, {problem.group}: {method}", flush=True)
-            try:
-                tried = search(name, problem, method)
-            except Exception as error:  # a method that does not serve an operator
-                print("  ", error, flush=True)
+            if not by_name(method).solves(case.likelihood):
                 continue
+            print(f"{name}, {problem.group}: {method}", flush=True)
+            tried = search(problem, case, method)
             best = max(tried, key=tried.get)
             entry = results.setdefault(f"{name}|{problem.group}", {})
             entry[method] = {"weight": best, "psnr": tried[best], "tried": sorted(tried.items())}

@@ -107,11 +107,36 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="not MixedNoise"):
         choose_weight(shrink, Likelihood(Identity(SHAPE), MixedNoise(0.1, 0.1)), y, start=1.0)
 
+
+def test_a_choice_at_the_end_of_the_range_says_so():
+    likelihood, y, _ = measured(Identity(SHAPE))
+
     def constant(y, weight):
         return Solution(torch.zeros_like(y) + 1 / weight, [], 1, True)
 
-    with pytest.raises(NumericalError, match="end of the range"):
-        choose_weight(constant, likelihood, y, start=1.0)
+    choice = choose_weight(constant, likelihood, y, start=1.0)
+    assert choice.at_end
+    assert choice.weight == choice.trials[-1].weight
+    assert not choose_weight(shrink, likelihood, y, start=BEST).at_end
+
+
+def test_weights_that_fail_are_passed_over():
+    likelihood, y, _ = measured(Identity(SHAPE))
+
+    def fragile(y, weight):
+        if weight > 2 * BEST:
+            raise NumericalError("The energy is nan.")
+        return shrink(y, weight)
+
+    choice = choose_weight(fragile, likelihood, y, start=BEST)
+    assert choice.weight == choose_weight(shrink, likelihood, y, start=BEST).weight
+    assert any(math.isinf(trial.risk) for trial in choice.trials)
+
+    def broken(y, weight):
+        raise NumericalError("The energy is nan.")
+
+    with pytest.raises(NumericalError, match="failed with all weights"):
+        choose_weight(broken, likelihood, y, start=BEST)
 
 
 def test_the_probe_is_not_the_noise_even_from_the_same_seed():

@@ -284,8 +284,9 @@ def test_interrupted_reconstruction_keeps_the_image(model, image, monkeypatch):
 
         with monkeypatch.context() as patched:
             patched.setattr(module, name, interrupt)
-            run = ["reconstruct", "train.png", "--problem=denoising", f"--prior={model}"]
-            assert main([*run, f"--method={method}", f"--output={method}.tif"]) == 0
+            run = ["reconstruct", "train.png", "--problem=denoising", f"--method={method}"]
+            prior = [f"--prior={model}"] if method == "patchnr" else []
+            assert main([*run, *prior, f"--output={method}.tif"]) == 0
         assert read_image(f"{method}.tif", slack=1.0).shape == (1, 1, 64, 64)
 
 

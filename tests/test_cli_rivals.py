@@ -214,6 +214,7 @@ def test_a_table_goes_on_where_it_was_interrupted(data, capsys, monkeypatch):
 
 
 def test_what_a_method_cannot_solve_is_left_out(data):
+    write_image(data / "material" / "test" / "img1.png", waves(230, 230, 1.0))  # the hole is inside
     run = [
         "benchmark",
         "inpainting",

@@ -12,7 +12,7 @@ from patchflow.problems.blur import Blur, downsample
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood, MixedNoise
 from patchflow.problems.operator import Identity
 from patchflow.problems.sampling import Mask
-from patchflow.reconstruct import total_variation
+from patchflow.reconstruct import generalized_variation, total_variation
 
 DOUBLE = torch.float64
 
@@ -121,6 +121,21 @@ def test_the_gap_bounds_the_distance_to_the_minimum(operator, isotropic):
         others = lowest.x + size * torch.randn(20, 1, 12, 12, dtype=DOUBLE)
         lower = [energy(likelihood, 4, x[None], y, isotropic) for x in others]
         assert min(lower) > lowest.history[-1] * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("weight", [1e2, 1e4, 1e9])
+@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "method", [total_variation.reconstruct, generalized_variation.reconstruct], ids=["tv", "tgv"]
+)
+def test_a_flat_image_is_no_solution_because_it_is_flat(method, start, weight):
+    """With a large weight the best image is constant (or affine): below the mean's energy, to the tolerance."""
+    likelihood = GaussianLikelihood(Identity((24, 24)), 0.05)
+    y = disc(24, 0.05)
+    init = torch.full_like(y, start)
+    solution = method(likelihood, y, init, weight=weight, max_iterations=300)
+    mean = float(likelihood(y.mean().expand_as(y), y))
+    assert not solution.converged or solution.history[-1] < 1.02 * mean
 
 
 def test_the_step_does_not_change_the_solution(monkeypatch):

@@ -73,6 +73,23 @@ def test_sinkhorn_is_stationary(rho):
         assert math.isclose(slope / 2e-5, float(direction[j]), rel_tol=1e-5, abs_tol=1e-9)
 
 
+@pytest.mark.parametrize("rho", [1e-6, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("rate", [1e-6, 1e-3, 1.0])
+def test_a_step_is_implicit_in_the_marginal(rate, rho):
+    psi, use = 0.1 * torch.randn(200), torch.rand(200).pow(20)
+    use = use / use.sum()
+    new = transport.climb(psi, use, rate, rho)
+    below = psi - rate * 200 * use
+    # The equation in logarithms, where the step is more than rounding.
+    up = new - below
+    seen = up > 1e-9 * (1 + below.abs())
+    left, right = (up[seen] / rate).log(), -new[seen] / rho
+    torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6 * (1 + 0.1 / rho))
+    assert new.isfinite().all()
+    if rho == 1e6:
+        torch.testing.assert_close(new, transport.climb(psi, use, rate), rtol=1e-5, atol=1e-5)
+
+
 def test_entropic_plan_is_that_of_plain_scaling():
     p, q = clouds(20, 15)
     epsilon = 0.5
@@ -188,6 +205,16 @@ def test_reconstruction_removes_noise(epsilon):
     assert (x - held).square().mean() < 0.3 * (y - held).square().mean()
 
 
+@pytest.mark.parametrize("rho", [1e-5, 1.0])
+def test_semi_unbalanced_ascent_reaches_sinkhorn(rho):
+    """Also where the penalty is far below the potentials, as in the survey's settings."""
+    p, q = clouds(50, 30)
+    best = transport.sinkhorn(p, q, epsilon=0.1, rho=rho, steps=500)
+    psi = transport.ascend(p, q, torch.zeros(30), rate=0.5, steps=600, epsilon=0.1, rho=rho)
+    reached, most = value(p, q, psi, 0.1, rho), value(p, q, best, 0.1, rho)
+    assert abs(reached - most) < 1e-3 * abs(most)
+
+
 def test_identical_patches_are_one():
     prior = pf.learn_wpp([torch.full((1, 1, 10, 10), 0.4)], size=3, count=5)
     x = torch.rand(1, 1, 6, 6)
@@ -235,6 +262,21 @@ def test_bad_input_is_refused():
     for options in ({"epsilon": 0.0}, {"epsilon": 0.1, "scaling": 1.0}):
         with pytest.raises(InputError, match="inside"):
             transport.sinkhorn(torch.rand(3, 2), torch.rand(4, 2), **options)
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 3), (3, 0), (0, 0)])
+def test_transport_of_nothing_is_refused(count, size):
+    p, q, psi = torch.rand(count, 2), torch.rand(size, 2), torch.zeros(size)
+    for call in (
+        lambda: transport.assign(p, q, psi),
+        lambda: transport.ascend(p, q, psi, rate=0.1, steps=2, batch=2),
+        lambda: transport.sinkhorn(p, q, epsilon=0.1),
+        lambda: transport.exact_cost(p, q),
+    ):
+        with pytest.raises(InputError, match=f"got {count} and {size} reference"):
+            call()
+    with pytest.raises(InputError, match="smoothing is inf"):
+        transport.assign(torch.rand(2, 2), torch.rand(2, 2), torch.zeros(2), math.inf)
 
 
 def test_the_smallest_image_is_one_patch():

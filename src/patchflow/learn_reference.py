@@ -15,7 +15,7 @@ from patchflow.priors.patch import PatchPrior
 def learn_wpp(
     images: Sequence[Tensor],
     *,
-    size: int = 6,
+    size: int = 8,
     count: int = 2000,
     scales: int = 1,
     epsilon: float = 0.0,

@@ -13,6 +13,7 @@ from patchflow.errors import InputError
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Identity
 from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import (
     bm3d,
@@ -26,9 +27,17 @@ from patchflow.reconstruct import (
 )
 from patchflow.solution import Solution
 
-# Of the small critic: highest PSNR on the validation image of super-resolution x4, see papers/prost2021_local_ar.py.
-CRITIC_WEIGHT, CRITIC_STEPS, CRITIC_STEP_SIZE = 20.0, 72, 0.02
 
+class CriticSetting(NamedTuple):
+    """The weight of an adversarial regulariser, and the steps of Adam and their peak."""
+
+    weight: float
+    steps: int
+    lr: float
+
+
+# By the model: highest PSNR on the validation image of super-resolution x4, see papers/prost2021_local_ar.py.
+CRITICS = {"alr": CriticSetting(20.0, 72, 0.02), "local_ar": CriticSetting(40.0, 45, 0.02)}
 
 # What ``patchflow train`` calls a method's model, where that is another name.
 _TRAIN = {"patchnr": "patch-nr"}
@@ -62,14 +71,14 @@ class Method(NamedTuple):
     Attributes:
         name: What it is called on the command line and in tables.
         solve: Does it.
-        weight: The default weight for a likelihood.
+        weight: The default weight for a likelihood and a prior.
         models: The models of ``patchflow train`` that it takes as a prior; none if it needs none.
         solves: Whether it can reconstruct for a likelihood.
     """
 
     name: str
     solve: Callable[[Task], Solution]
-    weight: Callable[[GaussianLikelihood], float]
+    weight: Callable[[GaussianLikelihood, Energy | None], float]
     models: tuple[str, ...] = ()
     solves: Callable[[GaussianLikelihood], bool] = lambda likelihood: True
 
@@ -116,6 +125,14 @@ def _tikhonov(task: Task) -> Solution:
 
 
 def _bm3d(task: Task) -> Solution:
+    if bm3d.is_direct(task.likelihood.operator):
+        # The weight is that of the variance of the noise.
+        stronger = GaussianLikelihood(
+            task.likelihood.operator, task.likelihood.std * math.sqrt(task.weight)
+        )
+        if isinstance(stronger.operator, Identity):
+            return Solution(bm3d.denoise(task.y, stronger.std), [], 1, True)
+        return Solution(bm3d.deblur(stronger, task.y), [], 1, True)
     return bm3d.reconstruct(
         task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
     )
@@ -159,15 +176,22 @@ def _variational(task: Task) -> Solution:
     )
 
 
+def critic_setting(prior: Energy | None) -> CriticSetting:
+    """That of the critic's form, the small one if it is of none."""
+    form = "alr" if prior is None else vars(prior).get("made_by", ("alr",))[0]
+    return CRITICS.get(form, CRITICS["alr"])
+
+
 def _local_ar(task: Task) -> Solution:
+    setting = critic_setting(task.prior)
     return variational.reconstruct(
         task.likelihood,
         _patch_prior(task),
         task.y,
         task.init,
         weight=task.weight,
-        steps=CRITIC_STEPS,
-        lr=CRITIC_STEP_SIZE,
+        steps=setting.steps,
+        lr=setting.lr,
         callback=task.callback,
         progress=task.progress,
     )
@@ -186,7 +210,16 @@ def _wpp(task: Task) -> Solution:
     )
 
 
-def _variation_weight(likelihood: GaussianLikelihood) -> float:
+def _bm3d_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+    return 1.0 if bm3d.is_direct(likelihood.operator) else bm3d.DEFAULT_WEIGHT
+
+
+def _patchnr_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+    smoothed = isinstance(prior, PatchPrior) and prior.smoothing > 0
+    return variational.SMOOTHED_WEIGHT if smoothed else variational.DEFAULT_WEIGHT
+
+
+def _variation_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
     """The best weight of total variation in denoising and super-resolution, in nats: as the data say more, it grows."""
     operator = likelihood.operator
     height, width = operator.domain_shape
@@ -202,19 +235,22 @@ METHODS = {
         Method(
             "tikhonov",
             _tikhonov,
-            lambda likelihood: wiener.SUPER_RESOLUTION_WEIGHT,
+            lambda likelihood, prior: wiener.SUPER_RESOLUTION_WEIGHT,
             solves=lambda likelihood: wiener.is_periodic(likelihood.operator),
         ),
         Method("tv", _tv, _variation_weight),
         Method("tgv", _tgv, _variation_weight),
-        Method("bm3d", _bm3d, lambda likelihood: bm3d.DEFAULT_WEIGHT),
-        Method("epll", _epll, lambda likelihood: epll.DEFAULT_WEIGHT, ("epll",)),
-        Method("wpp", _wpp, lambda likelihood: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
-        Method("local-ar", _local_ar, lambda likelihood: CRITIC_WEIGHT, ("alr", "local_ar")),
-        Method("dip-tv", _dip, _variation_weight),
+        Method("bm3d", _bm3d, _bm3d_weight),
+        Method("epll", _epll, lambda likelihood, prior: epll.DEFAULT_WEIGHT, ("epll",)),
+        Method("wpp", _wpp, lambda likelihood, prior: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
         Method(
-            "patchnr", _variational, lambda likelihood: variational.DEFAULT_WEIGHT, ("patch_nr",)
+            "local-ar",
+            _local_ar,
+            lambda likelihood, prior: critic_setting(prior).weight,
+            tuple(CRITICS),
         ),
+        Method("dip-tv", _dip, _variation_weight),
+        Method("patchnr", _variational, _patchnr_weight, ("patch_nr",)),
     )
 }
 # Rows of tables that are a method with another model.

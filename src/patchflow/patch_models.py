@@ -208,7 +208,7 @@ def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "aut
 
 def wpp(
     *,
-    size: int = 6,
+    size: int = 8,
     channels: int = 1,
     count: int = 2000,
     scales: int = 1,
@@ -219,7 +219,7 @@ def wpp(
     r"""The Wasserstein patch prior: optimal transport of the patches of an image to reference patches.
 
     As it is made here all reference patches are zero; draw them with :func:`patchflow.learn_wpp`. As published:
-    ``count=10_000, scales=2``.
+    ``size=6, count=10_000, scales=2``.
 
     Args:
         size: Side length of the patches in pixels.

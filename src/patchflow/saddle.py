@@ -51,10 +51,9 @@ class _Regularised(Saddle):
 
     def lowest(self, slope: Fields, u: Fields) -> Tensor:
         """See :meth:`Saddle.lowest`."""
-        # Images in the range of the present one and half as much more on both sides.
-        low, high = u[0].min(), u[0].max()
-        margin = (high - low) / 2
-        middle, half = (low + high) / 2, (high - low) / 2 + margin
+        # Images in [0, 1] and in the range of the present one: that alone is no bound for a flat one.
+        low, high = u[0].min().clamp_max(0), u[0].max().clamp_min(1)
+        middle, half = (low + high) / 2, (high - low) / 2
         image = middle * slope[0].sum() - half * slope[0].abs().sum()
         return image + self.prior.lowest(slope, u)
 

@@ -29,8 +29,8 @@ from patchflow.solution import Solution
 
 # The scans that the weights were chosen on are LoDoPaB's.
 TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)
-# Peak step of Adam for images whose details are a few thousandths.
-STEP_SIZE = 0.003
+# Peak step of Adam, and ascent of transport's potentials, for images whose details are a few thousandths.
+STEP_SIZE, RATE = 0.003, 1e-3
 
 
 class Setting(NamedTuple):
@@ -129,9 +129,8 @@ class TomographyMethod(NamedTuple):
         setting = self.setting(options)
         if self.learned:
             start = METHODS["tv"]
-            own = start.setting(options._replace(weight=None, steps=None))
-            own = own._replace(steps=own.steps // 2)
-            first = start.solve(task, own, options)
+            weight, steps = start.setting(options._replace(weight=None, steps=None))
+            first = start.solve(task, Setting(weight, steps // 2), options)
             if first.interrupted:
                 return first
             task = task._replace(fbp=first.x)
@@ -214,6 +213,7 @@ def _transport(task: Task, setting: Setting, options: Options) -> Solution:
         weight=setting.weight,
         steps=setting.steps,
         lr=STEP_SIZE if options.lr is None else options.lr,
+        rate=RATE,
         stride=options.stride,
         callback=task.callback,
         progress=task.progress,

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchflow import models
 from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.methods import CRITIC_STEP_SIZE, CRITIC_STEPS, METHODS, Task
+from patchflow.methods import METHODS, Task, critic_setting
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
@@ -26,8 +26,10 @@ ImageMethod = Literal[
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
 # Methods of half-quadratic splitting, whose record is no energy.
 SPLITTING = ("epll", "bm3d")
-# Methods whose solver is Adam or L-BFGS on phases of the patch grid, with their steps and peak step.
-_VARIATIONAL = {"patchnr": (400, 0.01), "local-ar": (CRITIC_STEPS, CRITIC_STEP_SIZE)}
+# Methods whose solver is Adam or L-BFGS on phases of the patch grid.
+_VARIATIONAL = ("patchnr", "local-ar")
+# Of patchnr: the steps and Adam's peak step.
+_PATCHNR = (400, 0.01)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ class Solver:
             + ("none has" if other is None else f"{other:.4g} has")
             + " a residual as large as the noise (discrepancy principle)."
         ]
+        if choice.at_end:
+            notes.append(
+                "The estimated risk is smallest at the end of what was tried: check --noise, or give a weight."
+            )
         if not choice.agree:
             notes.append(
                 "The two disagree by more than a factor of four: check --noise, and look at both reconstructions."
@@ -144,9 +150,7 @@ class Solver:
         if self.preset == "paper" and prior is not None:
             shape = likelihood.operator.domain_shape
             return paper.weight_of_lambda(shape, noise=likelihood.std, size=prior.size)
-        if self.method == "patchnr" and isinstance(prior, PatchPrior) and prior.smoothing:
-            return variational.SMOOTHED_WEIGHT
-        return METHODS[self.method].weight(likelihood)
+        return METHODS[self.method].weight(likelihood, prior)
 
     def _solve(
         self,
@@ -164,7 +168,7 @@ class Solver:
             return paper.reconstruct(
                 likelihood, prior, y, init, weight=weight, callback=follow, progress=True
             )
-        steps, lr = _VARIATIONAL[self.method]
+        steps, lr = _PATCHNR if self.method == "patchnr" else critic_setting(prior)[1:]
         return variational.reconstruct(
             likelihood,
             prior,

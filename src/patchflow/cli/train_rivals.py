@@ -100,7 +100,7 @@ def train_wpp(
     images: list[str],
     *,
     output: str = "wpp.safetensors",
-    size: int = 6,
+    size: int = 8,
     count: int = 2000,
     scales: int = 2,
     epsilon: float = 0.0,
@@ -121,7 +121,7 @@ def train_wpp(
     Args:
         images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
         output: Model file to write.
-        size: Side length of the patches in pixels.
+        size: Side length of the patches in pixels; 6 in the paper.
         count: Number of reference patches of each scale; 10,000 in the paper.
         scales: Number of scales, each half as large as the one before.
         epsilon: Entropic smoothing, in squared units of the image; 0.01 reconstructs better, and slower.

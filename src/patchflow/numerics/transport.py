@@ -35,6 +35,8 @@ from patchflow.errors import InputError
 
 # Numbers of the table of scores in memory at a time.
 _CHUNK = 1 << 22
+# Steps of Newton's method, which converges quadratically from its first: more than enough in double precision.
+_NEWTON = 6
 
 
 class Assignment(NamedTuple):
@@ -64,7 +66,13 @@ def assign(
         reference: The reference points :math:`q_j`.
         psi: The potential :math:`\psi`.
         epsilon: The smoothing :math:`\varepsilon`, in units of the cost; 0 for none.
+
+    Raises:
+        InputError: If there are no points or no reference points, or the smoothing is negative or infinite.
     """
+    _check(points, reference)
+    if not 0 <= epsilon < math.inf:
+        raise InputError(f"The smoothing is {epsilon} but must be 0 or more, and finite.")
     size = len(reference)
     offset = psi - 0.5 * reference.square().sum(1)
     values, targets = [], []
@@ -95,6 +103,38 @@ def ascent_direction(
     r"""The gradient of the semi-dual objective, times :math:`M`: how much more each reference point should be used."""
     wanted = 1.0 if math.isinf(rho) else torch.exp(-psi / rho)
     return wanted - len(psi) * use
+
+
+def climb(
+    psi: Float[Tensor, " size"],
+    use: Float[Tensor, " size"],
+    rate: float | int,
+    rho: float | int = math.inf,
+) -> Float[Tensor, " size"]:
+    r"""One step of proximal gradient ascent of the semi-dual objective.
+
+    .. math:: \psi^+ = \psi - r M u + r\, \phi_\rho'(\psi^+),
+
+    explicit in the minimum, whose use of the reference points is :math:`u`, and implicit in the marginal: an explicit
+    step overflows where :math:`\psi` is below a few :math:`-\rho`.
+
+    Args:
+        psi: The potential.
+        use: The share of the points that each reference point receives.
+        rate: The step :math:`r` for a reference point that is never used, in units of the cost.
+        rho: The penalty of the reference marginal.
+    """
+    below = psi - rate * len(psi) * use
+    if math.isinf(rho) or rate == 0:
+        return below + rate
+    # The step upwards over rho, t, solves t + log t = log(rate / rho) - below / rho: Newton's method, from the
+    # asymptotes of the concave equation.
+    level = (math.log(rate / rho) - below / rho).clamp_min(-50.0)  # a step of exp(-50) rho is none
+    small = level.clamp_max(1.0).exp()
+    t = torch.where(level > 1, level, small / (1 + small))
+    for _ in range(_NEWTON):
+        t = t * (1 + level - t.log()) / (1 + t)
+    return below + rho * t
 
 
 def dual_value(assignment: Assignment, psi: Tensor, rho: float | int = math.inf) -> Tensor:
@@ -128,12 +168,16 @@ def ascend(
 
     Returns:
         The mean of the potentials of the second half of the steps.
+
+    Raises:
+        InputError: If there are no points or no reference points.
     """
+    _check(points, reference)
     total, count = torch.zeros_like(psi), 0
     for k in range(steps):
         chosen = points if batch is None else points[torch.randint(len(points), (batch,))]
         use = assign(chosen, reference, psi, epsilon).use
-        psi = psi + rate / math.sqrt(k + 1) * ascent_direction(psi, use, rho)
+        psi = climb(psi, use, rate / math.sqrt(k + 1), rho)
         if 2 * k >= steps - 1:
             total, count = total + psi, count + 1
     return total / count if count else psi
@@ -164,9 +208,11 @@ def sinkhorn(
         scaling: The factor by which :math:`\varepsilon` falls.
 
     Raises:
-        InputError: If the smoothing is not positive, or the factor not inside (0, 1).
+        InputError: If there are no points or no reference points, the smoothing is not positive and finite, or the
+            factor is not inside (0, 1).
     """
-    if not (epsilon > 0 and 0 < scaling < 1):
+    _check(points, reference)
+    if not (0 < epsilon < math.inf and 0 < scaling < 1):
         raise InputError(
             f"Got the smoothing {epsilon} and the factor {scaling}; the one must be positive, the other inside (0, 1)."
         )
@@ -191,7 +237,11 @@ def exact_cost(points: Float[Tensor, "count dim"], reference: Float[Tensor, "siz
     Args:
         points: The points.
         reference: The reference points.
+
+    Raises:
+        InputError: If there are no points or no reference points.
     """
+    _check(points, reference)
     cost = 0.5 * torch.cdist(points.double(), reference.double()).square().cpu().numpy()
     count, size = cost.shape
     if count == size:
@@ -206,3 +256,11 @@ def exact_cost(points: Float[Tensor, "count dim"], reference: Float[Tensor, "siz
         method="highs",
     )
     return float(found.fun)
+
+
+def _check(points: Tensor, reference: Tensor) -> None:
+    if not len(points) or not len(reference):
+        raise InputError(
+            f"Transport needs points on both sides but got {len(points)} and {len(reference)} reference points; give "
+            "an image that is at least as large as a patch."
+        )

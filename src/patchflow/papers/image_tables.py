@@ -130,14 +130,9 @@ def run(
         solvers,
         measure,
         repeats=repeats,
-        steady=next((m for m in ordered if m != "bicubic"), ordered[0]),
+        steady=next((m for m in ordered if m != "bicubic" and _solves(m, repeats[0])), ordered[0]),
         ranked=("psnr", "ssim", "lpips"),
-        leave_out=[
-            (method, case.group)
-            for method in ordered
-            for case in cases
-            if method != "bicubic" and not by_name(method).solves(_gaussian(case))
-        ],
+        leave_out=[(m, case.group) for m in ordered for case in cases if not _solves(m, case)],
         before=before,
         keep=keep,
     )
@@ -180,11 +175,15 @@ def _solver(
         likelihood = _gaussian(case)
         weight = _tuned(name, problem.group, method)
         if weight is None:
-            weight = chosen.weight(likelihood)
+            weight = chosen.weight(likelihood, prior)
         torch.manual_seed(0)  # dip-tv draws its network
         return complete(chosen.solve(Task(likelihood, case.y, start(case), weight, prior)))
 
     return start if method == "bicubic" else solve
+
+
+def _solves(method: str, case: Case) -> bool:
+    return method == "bicubic" or by_name(method).solves(_gaussian(case))
 
 
 def _tuned(name: str, group: str, method: str) -> float | None:

@@ -183,7 +183,7 @@ def _epll(lesson: Lesson) -> Energy:
 
 
 TEACHERS: dict[str, Teacher] = {
-    "wpp": lambda lesson: learn_wpp(lesson.images, scales=2, padding=CT_PADDING),
+    "wpp": lambda lesson: learn_wpp(lesson.images, size=6, scales=2, padding=CT_PADDING),
     "local-ar": _local_ar,
     "epll": _epll,
     "patchnr": lambda lesson: learn_patchnr(lesson, size=6, smoothing=0.0, padding=CT_PADDING),

@@ -153,8 +153,9 @@ class SecondDifferences(Differences):
         return lengths(image[0]).sum() + self.ratio * lengths(image[1]).sum()
 
     def lowest(self, slope: Fields, u: Fields) -> Tensor:
-        """Among fields that are nowhere longer than the longest difference of the image."""
-        return -lengths(image_gradient(u[0])).max() * lengths(slope[1]).sum()
+        """Among fields that are nowhere longer than the longest difference of the image, or than 0.1 if it is flat."""
+        longest = lengths(image_gradient(u[0])).max().clamp_min(0.1)
+        return -longest * lengths(slope[1]).sum()
 
     def symbols(self, k0: Tensor, k1: Tensor) -> list[Tensor]:
         """Forward and backward differences in the Fourier domain."""

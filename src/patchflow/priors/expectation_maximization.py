@@ -70,7 +70,8 @@ def fit_mixture(
     r"""Fit a mixture to points, by default from a k-means++ start drawn from torch's global generator.
 
     Args:
-        points: The points; the work is done in their precision, sums in float64.
+        points: The points; the work is done in their precision, sums in float64. Single precision becomes double when
+            a step gains less than rounding takes away, so that the likelihood never decreases.
         components: The number of components.
         floor: The smallest eigenvalue :math:`\varepsilon` of a covariance, in squared units of the points; 1e-6 is a
             quarter of a grey level of an 8-bit image.
@@ -90,35 +91,35 @@ def fit_mixture(
     space = _Whitening(points, floor)
     z = space.whiten(points)
     if start is None:
-        weights, means, covariances = _start(points, components, floor)
+        mixture = _start(points, components, floor)
     else:
-        weights, means, covariances = (t.double() for t in start[:3])
-    history: list[float] = []
+        mixture = start.weights.double(), start.means.double(), start.covariances.double()
+    before, history = mixture, []
     converged = interrupted = False
     bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
     try:
-        for k in range(max_iterations + 1):
-            sums, total = _expect(z, space.theta(weights, means, covariances).to(z))
-            history.append(total / count + space.log_det)
-            bar.set_postfix({"log-likelihood": f"{history[-1]:.4f}"}, refresh=False)
-            converged = k > 0 and history[-1] - history[-2] < tolerance
-            if converged or k == max_iterations:
+        while True:
+            sums, total = _expect(z, space.theta(*mixture).to(z))
+            value = total / count + space.log_det
+            if history and value < history[-1] and z.dtype != torch.float64:
+                # Rounding outweighs what a step gains: back to the mixture before it, and on in double precision.
+                z, mixture = z.double(), before
+                history.pop()
+                continue
+            history.append(value)
+            bar.set_postfix({"log-likelihood": f"{value:.4f}"}, refresh=False)
+            converged = len(history) > 1 and value - history[-2] < tolerance
+            if converged or len(history) > max_iterations:
                 break
-            weights, means, covariances = space.maximise(sums, count)
+            before, mixture = mixture, space.maximise(sums, count)
             bar.update()
     except KeyboardInterrupt:
         # What has been computed is worth keeping; the record says it.
         interrupted = True
     finally:
         bar.close()
-    return MixtureFit(
-        weights.to(points),
-        means.to(points),
-        covariances.to(points),
-        history,
-        converged,
-        interrupted,
-    )
+    weights, means, covariances = (t.to(points) for t in mixture)
+    return MixtureFit(weights, means, covariances, history, converged, interrupted)
 
 
 class _Whitening:

@@ -119,23 +119,6 @@ class PatchMixture(Density):
             self.weights, self.means, self.covariances + noise, remove_mean=self.remove_mean
         )
 
-    def flattened(self, rank: int) -> PatchMixture:
-        r"""The mixture with *flat tails*: all but the largest eigenvalues of each covariance become their mean.
-
-        Args:
-            rank: The number of eigenvalues that are kept, at least 0 and below the dimension.
-
-        Raises:
-            InputError: If ``rank`` is outside its range.
-        """
-        dim = self.means.shape[1]
-        if not 0 <= rank < dim:
-            raise InputError(f"The rank is {rank} but must be at least 0 and below {dim}.")
-        values, vectors = torch.linalg.eigh(self.covariances)
-        values[:, : dim - rank] = values[:, : dim - rank].mean(1, keepdim=True)
-        flat = vectors * values[:, None] @ vectors.mT
-        return PatchMixture(self.weights, self.means, flat, remove_mean=self.remove_mean)
-
     def denoise(
         self, x: Float[Tensor, "batch patch"], std: float | int
     ) -> Float[Tensor, "batch patch"]:

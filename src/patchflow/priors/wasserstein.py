@@ -31,7 +31,7 @@ from torch import Tensor
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.numerics.transport import ascent_direction, assign, marginal
+from patchflow.numerics.transport import assign, climb, marginal
 
 
 class TransportCost(Energy):
@@ -78,7 +78,7 @@ class TransportCost(Energy):
         value, use = _TransportCost.apply(x, self.reference, self.psi, self.epsilon)
         value = value + marginal(self.psi, self.rho).mean()
         if self._rate:
-            self.psi += self._rate * ascent_direction(self.psi, use, self.rho)
+            self.psi.copy_(climb(self.psi, use, self._rate, self.rho))
         return value
 
     @contextmanager

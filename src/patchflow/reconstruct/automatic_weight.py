@@ -82,13 +82,19 @@ class WeightChoice(NamedTuple):
         weight: The largest weight whose estimated risk is within a hundredth of the smallest.
         solution: The reconstruction with it.
         by_discrepancy: The weight of the discrepancy principle, or None if the residual never is so large or small.
-        trials: All that were tried, by weight.
+        trials: All that were tried, by weight; those that failed have an infinite risk.
     """
 
     weight: float
     solution: Solution
     by_discrepancy: float | None
     trials: list[Trial]
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it lies at the end of what was tried, so that a still larger or smaller weight may be better."""
+        found = [trial.weight for trial in self.trials if trial.risk < math.inf]
+        return self.weight in (found[0], found[-1])
 
     @property
     def agree(self) -> bool:
@@ -125,7 +131,7 @@ def choose_weight(
 
     Raises:
         InputError: If the noise has no precision, or ``start`` is not positive and finite.
-        NumericalError: If no weight of a wide range has the smallest risk.
+        NumericalError: If the reconstruction failed with every weight.
     """
     noise = likelihood.noise
     if not isinstance(noise, ProximableNoise):
@@ -150,9 +156,15 @@ def choose_weight(
 
     def attempt(weight: float) -> None:
         state = torch.get_rng_state()
-        solution = solve(y, weight)
-        torch.set_rng_state(state)  # the same random network
-        other = solve(y + _PROBE * probe, weight)
+        try:
+            solution = solve(y, weight)
+            torch.set_rng_state(state)  # the same random network
+            other = solve(y + _PROBE * probe, weight)
+        except (
+            NumericalError
+        ):  # a weight that is too large or too small for the solver; others are tried
+            trials[weight] = Trial(weight, math.inf, math.inf)
+            return
         if solution.interrupted or other.interrupted:
             raise KeyboardInterrupt
         image = likelihood.operator(solution.x)
@@ -167,6 +179,11 @@ def choose_weight(
 
     def best() -> float:
         least = min(trial.risk for trial in trials.values())
+        if math.isinf(least):
+            raise NumericalError(
+                f"The reconstruction failed with all weights from {min(trials):g} to {max(trials):g}; check the "
+                "measurement and its noise level, or give a weight."
+            )
         return max(
             t.weight for t in trials.values() if t.risk <= least + _INDIFFERENCE * abs(least)
         )
@@ -180,17 +197,12 @@ def choose_weight(
                 attempt(best() / _FACTOR)
             elif best() == max(trials):
                 attempt(best() * _FACTOR)
-        if best() in (min(trials), max(trials)):
-            raise NumericalError(
-                f"The estimated risk is smallest at the end of the range of weights, {best():g}; check the noise "
-                "level, or give a weight."
-            )
         for factor in _REFINEMENTS:
             centre = best()
             attempt(centre / factor)
             attempt(centre * factor)
     except KeyboardInterrupt:
-        if not trials:
+        if not solutions:
             raise
         interrupted = True
     ordered = sorted(trials.values())
@@ -213,6 +225,7 @@ def _lens(likelihood: Likelihood, precision: Tensor) -> Callable[[Tensor], Tenso
 
 def _crossing(trials: list[Trial]) -> float | None:
     """The largest weight at which the discrepancy, between trials a power of the weight, is one."""
+    trials = [trial for trial in trials if trial.discrepancy < math.inf]
     for low, high in reversed(list(zip(trials, trials[1:], strict=False))):
         if low.discrepancy <= 1 <= high.discrepancy:
             rise = math.log(high.discrepancy / low.discrepancy)

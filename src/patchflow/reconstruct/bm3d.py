@@ -26,6 +26,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -41,6 +42,7 @@ from patchflow.errors import InputError
 from patchflow.numerics.fourier import transfer_function
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Identity, LinearOperator
 from patchflow.solution import Solution
 from patchflow.splitting import half_quadratic_splitting
 
@@ -74,6 +76,13 @@ def denoise(
     return _each(lambda image: library.bm3d(image, level), x)
 
 
+def is_direct(operator: LinearOperator) -> bool:
+    """Whether BM3D itself restores: by :func:`denoise`, or by :func:`deblur` a periodic blur without a stride."""
+    if isinstance(operator, Identity):
+        return True
+    return isinstance(operator, Blur) and operator.boundary == "periodic" and operator.stride == 1
+
+
 @torch.no_grad()
 def deblur(
     likelihood: GaussianLikelihood, y: Float[Tensor, "batch channels height width"]
@@ -88,9 +97,7 @@ def deblur(
         InputError: If the operator is no periodic blur, or the library is not installed.
     """
     operator, std = likelihood.operator, likelihood.std
-    if not (
-        isinstance(operator, Blur) and operator.boundary == "periodic" and operator.stride == 1
-    ):
+    if not (isinstance(operator, Blur) and is_direct(operator)):
         raise InputError(
             f"BM3D-DEB needs a periodic Blur without a stride, not {type(operator).__name__}; use "
             "patchflow.reconstruct.bm3d.reconstruct for others."
@@ -145,9 +152,9 @@ def reconstruct(
         the point so far.
 
     Raises:
-        InputError: If a number is not positive, or the library is not installed.
+        InputError: If a number is not positive, the weight not finite, or the library is not installed.
     """
-    if not (weight > 0 and levels and min(levels) > 0):
+    if not (0 < weight < math.inf and levels and min(levels) > 0):
         raise InputError(
             f"Got weight {weight} and levels {list(levels)}; all must be positive, at least one level."
         )

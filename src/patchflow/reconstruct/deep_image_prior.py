@@ -126,7 +126,7 @@ def reconstruct(
         raise InputError(
             f"The measurement has a batch of {len(y)} but one network is fitted to one image; call once for each."
         )
-    if not (weight >= 0 and steps >= 1 and lr > 0 and clip > 0 and perturbation >= 0):
+    if not (0 <= weight < math.inf and steps >= 1 and lr > 0 and clip > 0 and perturbation >= 0):
         raise InputError(
             f"Got weight {weight}, {steps} steps, lr {lr}, clip {clip} and perturbation {perturbation}; weight and "
             "perturbation must not be negative, the others must be positive."

@@ -20,6 +20,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -81,11 +82,13 @@ def reconstruct(
         interrupted (Ctrl-C), the image so far.
 
     Raises:
-        InputError: If the weight or the ratio is not positive, or operator and noise are of another kind.
+        InputError: If the weight or the ratio is not positive and finite, or operator and noise are of another kind.
         NumericalError: If the energy is not finite.
     """
-    if not weight > 0:
-        raise InputError(f"The weight of generalised variation is {weight} but must be positive.")
+    if not 0 < weight < math.inf:
+        raise InputError(
+            f"The weight of generalised variation is {weight} but must be positive and finite; 0.5 / noise is usual."
+        )
     # |K(x, v)|^2 <= s1 (1 + b) |Dx|^2 + s1 (1 + 1/b) |v|^2 + s2 |Ev|^2, to be at most |x|^2 / t1 + |v|^2 / t2.
     tau = STEP / weight
     first = 1 / (_SQUARED_NORM * tau * (1 + SHARE))

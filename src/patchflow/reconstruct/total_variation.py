@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -51,8 +52,8 @@ def reconstruct(
 ) -> Solution:
     r"""Minimise the negative log-likelihood plus ``weight`` times the total variation.
 
-    It stops when the duality gap, the distance to the smallest energy among images in the range of the present one
-    (and half as much more on both sides), is at most ``tolerance`` times the energy.
+    It stops when the duality gap, the distance to the smallest energy among images in [0, 1] and in the range of the
+    present one, is at most ``tolerance`` times the energy.
 
     Args:
         likelihood: A linear operator with Gaussian noise, or a projector and a noise with a proximal map.
@@ -70,11 +71,13 @@ def reconstruct(
         interrupted (Ctrl-C), the point so far.
 
     Raises:
-        InputError: If the weight is not positive, or operator and noise are of another kind.
+        InputError: If the weight is not positive and finite, or operator and noise are of another kind.
         NumericalError: If the energy is not finite.
     """
-    if not weight > 0:
-        raise InputError(f"The weight of total variation is {weight} but must be positive.")
+    if not 0 < weight < math.inf:
+        raise InputError(
+            f"The weight of total variation is {weight} but must be positive and finite; 0.5 / noise is usual."
+        )
     tau = STEP / weight
     problem = saddle_problem(
         likelihood,

@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -68,11 +69,11 @@ def reconstruct(
         :meth:`patchflow.priors.patch.PatchPrior.denoise` makes of the last point.
 
     Raises:
-        InputError: If the weight is negative or the stride or number of steps is not positive.
+        InputError: If the weight is negative or not finite, or the stride or number of steps is not positive.
     """
-    if weight < 0:
+    if not 0 <= weight < math.inf:
         raise InputError(
-            f"The weight is {weight} but must be 0 or more; the default is {DEFAULT_WEIGHT}."
+            f"The weight is {weight} but must be 0 or more and finite; the default is {DEFAULT_WEIGHT}."
         )
     if (stride is not None and stride < 1) or steps < 1:
         raise InputError(f"Got stride {stride} and {steps} steps; both must be at least 1.")

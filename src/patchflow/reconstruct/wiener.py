@@ -50,10 +50,12 @@ def tikhonov(likelihood: GaussianLikelihood, y: Tensor, *, weight: float | int) 
         The reconstruction (batch, channels, height, width).
 
     Raises:
-        InputError: If the weight is not positive, or the operator is not periodic.
+        InputError: If the weight is not positive and finite, or the operator is not periodic.
     """
-    if not weight > 0:
-        raise InputError(f"The weight of the squared gradient is {weight} but must be positive.")
+    if not 0 < weight < math.inf:
+        raise InputError(
+            f"The weight of the squared gradient is {weight} but must be positive and finite; 60 is usual."
+        )
     height, width = likelihood.operator.domain_shape
     k0 = 2 * math.pi * torch.fft.fftfreq(height, dtype=y.dtype, device=y.device)[:, None]
     k1 = 2 * math.pi * torch.fft.rfftfreq(width, dtype=y.dtype, device=y.device)
