@@ -28,8 +28,10 @@ import torch
 from torch import Tensor, nn
 
 import patchflow as pf
+from patchflow.methods import Task
 from patchflow.numerics.patches import extract_patches
 from patchflow.papers import altekrueger2023_patchnr as paper
+from patchflow.papers.presets import PRESETS
 from patchflow.reconstruct.variational import reconstruct
 
 
@@ -126,7 +128,9 @@ def main() -> None:
         prior.precision = "float32"
         torch.manual_seed(1)
         start = nn.functional.interpolate(y, scale_factor=4, mode="bicubic", align_corners=False)
-        x = paper.reconstruct(likelihood, prior, y, start, progress=True).x
+        weight = PRESETS["patchnr"].weight(likelihood, prior)
+        task = Task(likelihood, y, start, weight, prior, progress=True)
+        x = PRESETS["patchnr"].solve(task).x
         rows["published, our network"] |= figures(x)
         patches = extract_patches(truth[0], paper.SIZE)[:512].clone().requires_grad_(True)
         z, log_det = same(patches, rev=True)

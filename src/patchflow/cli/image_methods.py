@@ -12,7 +12,7 @@ from patchflow import models
 from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.methods import METHODS, Task, critic_setting
-from patchflow.papers import altekrueger2023_patchnr as paper
+from patchflow.papers.presets import PRESETS
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -42,7 +42,7 @@ class Solver:
         stride: Stride of the patch grid.
         lr: Peak step of Adam.
         solver: Adam or L-BFGS.
-        preset: The published procedure of patchnr, or ours.
+        preset: The published procedure, or ours.
         weight: The weight; None for the default, ``"auto"`` for a choice without a ground truth.
 
     Raises:
@@ -71,8 +71,10 @@ class Solver:
                     raise InputError(
                         f"--{name} {value} says nothing about the {who}; leave it out."
                     )
-        if self.preset == "paper" and self.method != "patchnr":
-            raise InputError(f"The preset paper is that of patchnr, not of {self.method}.")
+        if self.preset == "paper" and self.method not in PRESETS:
+            raise InputError(
+                f"There is a preset paper of {', '.join(PRESETS)}, not of {self.method}."
+            )
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
 
@@ -147,10 +149,8 @@ class Solver:
     def _default_weight(
         self, likelihood: GaussianLikelihood, prior: PatchPrior | MultiscalePrior | None
     ) -> float:
-        if self.preset == "paper" and prior is not None:
-            shape = likelihood.operator.domain_shape
-            return paper.weight_of_lambda(shape, noise=likelihood.std, size=prior.size)
-        return METHODS[self.method].weight(likelihood, prior)
+        chosen = PRESETS if self.preset == "paper" else METHODS
+        return chosen[self.method].weight(likelihood, prior)
 
     def _solve(
         self,
@@ -161,13 +161,11 @@ class Solver:
         follow: Follow | None,
     ) -> Solution:
         init = likelihood.operator.initial(y)
-        if not (self.method in _VARIATIONAL and isinstance(prior, PatchPrior)):
-            task = Task(likelihood, y, init, weight, prior, callback=follow, progress=True)
-            return METHODS[self.method].solve(task)
+        task = Task(likelihood, y, init, weight, prior, callback=follow, progress=True)
         if self.preset == "paper":
-            return paper.reconstruct(
-                likelihood, prior, y, init, weight=weight, callback=follow, progress=True
-            )
+            return PRESETS[self.method].solve(task)
+        if not (self.method in _VARIATIONAL and isinstance(prior, PatchPrior)):
+            return METHODS[self.method].solve(task)
         steps, lr = _PATCHNR if self.method == "patchnr" else critic_setting(prior)[1:]
         return variational.reconstruct(
             likelihood,

@@ -25,7 +25,7 @@ from patchflow.errors import InputError
 from patchflow.models import patch_nr
 from patchflow.numerics.patches import grid_shape
 from patchflow.priors.patch import PatchPrior
-from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
+from patchflow.problems.likelihood import Likelihood
 from patchflow.reconstruct import variational
 from patchflow.solution import Solution
 
@@ -88,45 +88,6 @@ def weight_of_mean(lam: float, shape: tuple[int, int], prior: PatchPrior) -> flo
     height, width = (extent + 2 * prior.padding for extent in shape)
     rows, columns = grid_shape((height, width), prior.size)
     return lam * prior.size**2 / (rows * columns)
-
-
-def reconstruct(
-    likelihood: GaussianLikelihood,
-    prior: PatchPrior,
-    y: Tensor,
-    init: Tensor,
-    *,
-    weight: float | None = None,
-    callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None,
-    progress: bool = False,
-) -> Solution:
-    r"""The published procedure: 300 steps of Adam at a constant 0.03, each on 130,000 random patches.
-
-    Args:
-        likelihood: The data term.
-        prior: The patch prior; ``patch_nr(preset="paper")`` for the published one.
-        y: The measurement.
-        init: The start image. The paper's is plain bicubic interpolation; ``operator.initial(y)`` is aligned.
-        weight: The library's weight; by default that of the paper's :math:`\lambda` = 0.15.
-        callback: See :func:`patchflow.solve.minimize`.
-        progress: Show a progress line.
-    """
-    if weight is None:
-        shape, noise = likelihood.operator.domain_shape, likelihood.std
-        weight = weight_of_lambda(shape, noise=noise, size=prior.size)
-    return variational.reconstruct(
-        likelihood,
-        prior,
-        y,
-        init,
-        weight=weight,
-        steps=STEPS,
-        lr=STEP_SIZE,
-        schedule="constant",
-        random_patches=RANDOM_PATCHES,
-        callback=callback,
-        progress=progress,
-    )
 
 
 def reconstruct_ct(

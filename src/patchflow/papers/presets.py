@@ -1,0 +1,158 @@
+r"""Published procedures for images, by method: ``--preset paper``.
+
+The weights are the papers', in the library's units. Patch priors minimise the sum of squares over pixels plus
+:math:`\lambda` times a mean over patches, see :mod:`patchflow.papers.altekrueger2023_patchnr`. All take many times as
+long as our own settings.
+
+References:
+    Altekrueger, Denker, Hagemann, Hertrich, Maass, Steidl, Inverse Problems 39(6), 2023, https://arxiv.org/abs/2205.12021
+    Piening, Altekrueger, Hertrich, Hagemann, Walther, Steidl, "Learning from small data sets: patch-based regularizers
+    in inverse problems for image reconstruction", 2023, https://arxiv.org/abs/2312.16611 (EPLL, local adversarial)
+    Hertrich, Houdard, Redenbach, IEEE TCI 8, 2022, https://arxiv.org/abs/2109.12880
+    Baguer, Leuschner, Schmidt, "Computed tomography reconstruction using deep image prior and learned reconstruction
+    methods", 2020, https://arxiv.org/abs/2003.04989
+    Wang et al., "Early stopping for deep image prior", 2021, https://arxiv.org/abs/2112.06074
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from patchflow.energy import Energy
+from patchflow.methods import METHODS, Task
+from patchflow.networks.skip import SkipNet
+from patchflow.numerics.patches import grid_shape
+from patchflow.papers import altekrueger2023_patchnr as altekrueger
+from patchflow.papers import prost2021_local_ar as prost
+from patchflow.priors.multiscale import MultiscalePrior
+from patchflow.priors.patch import PatchPrior
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import deep_image_prior, variational, wasserstein_patch
+from patchflow.solution import Solution
+
+
+class PatchProcedure(NamedTuple):
+    """Adam on random patches.
+
+    Attributes:
+        lam: The weight of the mean over patches.
+        steps: Steps.
+        lr: Their size.
+        patches: Random patches in each step.
+    """
+
+    lam: float
+    steps: int
+    lr: float
+    patches: int
+
+
+class Preset(NamedTuple):
+    """A published procedure.
+
+    Attributes:
+        weight: Its weight for a likelihood and a prior, in the library's units.
+        solve: Does it, with the weight of the task.
+    """
+
+    weight: Callable[[GaussianLikelihood, Energy | None], float]
+    solve: Callable[[Task], Solution]
+
+
+PATCHNR = PatchProcedure(
+    altekrueger.LAMBDA, altekrueger.STEPS, altekrueger.STEP_SIZE, altekrueger.RANDOM_PATCHES
+)
+# The survey's README and scripts.
+EPLL = PatchProcedure(0.35, 300, 0.03, 30_000)
+LOCAL_AR = PatchProcedure(prost.LAMBDA, prost.STEPS, prost.STEP_SIZE, prost.RANDOM_PATCHES)
+# The weight of the data term: |f(x) - y|^2 / (lambda S) against the mean of W_2^2 over S scales.
+WPP_LAMBDA, WPP_STEPS, WPP_STEP_SIZE = 6000 / 36, 500, 0.01
+# Of Wang et al. for denoising.
+PATIENCE = 1000
+
+
+def _patch_weight(
+    procedure: PatchProcedure, likelihood: GaussianLikelihood, prior: Energy | None
+) -> float:
+    assert isinstance(prior, PatchPrior)
+    return altekrueger.weight_of_lambda(
+        likelihood.operator.domain_shape,
+        noise=likelihood.std,
+        lam=procedure.lam,
+        size=prior.size,
+    )
+
+
+def _patch_solve(procedure: PatchProcedure, task: Task) -> Solution:
+    assert isinstance(task.prior, PatchPrior)
+    return variational.reconstruct(
+        task.likelihood,
+        task.prior,
+        task.y,
+        task.init,
+        weight=task.weight,
+        steps=procedure.steps,
+        lr=procedure.lr,
+        schedule="constant",
+        random_patches=procedure.patches,
+        callback=task.callback,
+        progress=task.progress,
+    )
+
+
+def _patches(procedure: PatchProcedure) -> Preset:
+    return Preset(partial(_patch_weight, procedure), partial(_patch_solve, procedure))
+
+
+def _wpp_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+    assert isinstance(prior, MultiscalePrior)
+    rows, columns = grid_shape(likelihood.operator.domain_shape, prior.size)
+    scaled = len(prior.priors) * WPP_LAMBDA / likelihood.std**2
+    return scaled * prior.size**2 / (rows * columns)
+
+
+def _wpp(task: Task) -> Solution:
+    assert isinstance(task.prior, MultiscalePrior)
+    return wasserstein_patch.reconstruct(
+        task.likelihood,
+        task.prior,
+        task.y,
+        task.init,
+        weight=task.weight,
+        steps=WPP_STEPS,
+        lr=WPP_STEP_SIZE,
+        stride=1,
+        callback=task.callback,
+        progress=task.progress,
+    )
+
+
+def _dip(task: Task) -> Solution:
+    return deep_image_prior.reconstruct(
+        task.likelihood,
+        task.y,
+        weight=task.weight,
+        network=SkipNet(out_channels=task.y.shape[1]).to(task.y),
+        isotropic=False,
+        steps=deep_image_prior.PUBLISHED_STEPS,
+        lr=deep_image_prior.PUBLISHED_LR,
+        schedule="constant",
+        clip=1.0,
+        learn_input=False,
+        patience=PATIENCE,
+        precision="float32",
+        callback=task.callback,
+        progress=task.progress,
+    )
+
+
+# The weight of the deep image prior for images is not published; it keeps ours.
+PRESETS = {
+    "patchnr": _patches(PATCHNR),
+    "epll": _patches(EPLL),
+    "local-ar": _patches(LOCAL_AR),
+    "wpp": Preset(_wpp_weight, _wpp),
+    "dip-tv": Preset(METHODS["dip-tv"].weight, _dip),
+}
