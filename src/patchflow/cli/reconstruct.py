@@ -114,8 +114,8 @@ def reconstruct(
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
-        preset: paper is the published procedure (patchnr): its weight, 300 steps, 130,000 random patches in each; for
-            ct 300 or 3000 steps, 40,000 random patches.
+        preset: paper is the published weight and procedure of patchnr (300 steps, 130,000 random patches in each; for
+            ct 300 or 3000 steps, 40,000 random patches), and for images of epll, local-ar, wpp and dip-tv.
         report: Folder for the report.
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.

@@ -8,13 +8,13 @@ covariance :math:`\Sigma` the *discrepancy principle* takes the weight whose res
 which is too smooth where the prior is good. *Stein's estimate* of the risk, seen through a linear map :math:`W`,
 
 .. math:: \mathrm{SURE}(w) = \|W(\hat a_w - y)\|^2 - \mathbb E\|W\eta\|^2
-          + 2 \operatorname{div}_y (W^\top W \Sigma\, \hat a_w), \qquad
+          + 2 \operatorname{div}_y (\Sigma W^\top W\, \hat a_w), \qquad
           \mathbb E\, \mathrm{SURE}(w) = \mathbb E \|W(\hat a_w - A x)\|^2,
 
 is unbiased for Gaussian noise :math:`\eta` and needs no truth; its divergence is estimated by a second reconstruction,
 of the measurement with a little more noise :math:`\epsilon b`, :math:`b \sim N(0, \Sigma)`:
 
-.. math:: \operatorname{div}_y (W^\top W \Sigma\, \hat a_w) \approx
+.. math:: \operatorname{div}_y (\Sigma W^\top W\, \hat a_w) \approx
           \langle W b, W(\hat a_w(y + \epsilon b) - \hat a_w(y)) \rangle / \epsilon.
 
 For Gaussian noise of the standard deviation :math:`\sigma`, :math:`W = (A^\top A + \kappa)^{-1} A^\top` looks at the
