@@ -14,12 +14,12 @@ class Solution(NamedTuple):
         x: The last point.
         history: The monitored value (an energy, or the measure of convergence of the solver) after each step.
         steps: The number of steps taken.
-        converged: Whether the tolerance was reached.
+        converged: Whether the tolerance was reached; None if there is none: as many steps as were asked for.
         interrupted: Whether the user stopped it (Ctrl-C): x is the point so far.
     """
 
     x: Tensor
     history: list[float]
     steps: int
-    converged: bool
+    converged: bool | None
     interrupted: bool = False

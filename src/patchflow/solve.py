@@ -60,8 +60,8 @@ def minimize(
         progress: Show a progress line.
 
     Returns:
-        The last point, the energies (summed over the batch) along the way, and whether ``tolerance`` was reached. When
-        interrupted (Ctrl-C), the point so far.
+        The last point, the energies (summed over the batch) along the way, and whether ``tolerance`` was reached (None
+        if it is 0 and x still moved). When interrupted (Ctrl-C), the point so far.
 
     Raises:
         InputError: If there is no energy, L-BFGS is given several, or a name is unknown.
@@ -120,4 +120,5 @@ def minimize(
         interrupted = True
     finally:
         bar.close()
-    return Solution(x.detach(), history, len(history), converged, interrupted)
+    reached = converged if converged or tolerance > 0 else None
+    return Solution(x.detach(), history, len(history), reached, interrupted)

@@ -198,4 +198,4 @@ def half_quadratic_splitting(
         raise NumericalError(
             f"The image is not finite after {len(history)} steps; check the measurement and the penalties."
         )
-    return Solution(x, history, len(history), False, interrupted)
+    return Solution(x, history, len(history), None, interrupted)

@@ -129,8 +129,8 @@ class TomographyMethod(NamedTuple):
         setting = self.setting(options)
         if self.learned:
             start = METHODS["tv"]
-            weight, steps = start.setting(options._replace(weight=None, steps=None))
-            first = start.solve(task, Setting(weight, steps // 2), options)
+            weight, _ = start.setting(options._replace(weight=None, steps=None))
+            first = start.solve(task, Setting(weight, 150 if options.limited else 75), options)
             if first.interrupted:
                 return first
             task = task._replace(fbp=first.x)
@@ -229,16 +229,16 @@ _METHODS = (
         "tv",
         "total variation",
         _splitting(total_variation.reconstruct),
-        low_dose=Setting(30, 150),
-        limited=Setting(40, 300),
+        low_dose=Setting(30, 1000),
+        limited=Setting(40, 1000),
         takes=("weight", "steps"),
     ),
     TomographyMethod(
         "tgv",
         "total generalised variation",
         _splitting(generalized_variation.reconstruct),
-        low_dose=Setting(30, 150),
-        limited=Setting(20, 300),
+        low_dose=Setting(30, 1000),
+        limited=Setting(20, 1000),
         takes=("weight", "steps"),
     ),
     TomographyMethod(

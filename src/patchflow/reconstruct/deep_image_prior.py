@@ -114,8 +114,8 @@ def reconstruct(
 
     Returns:
         The image of lowest energy, or the last average; with ``patience`` the image or average where the variance was
-        smallest. The energies along the way, and whether ``patience`` stopped it. When interrupted (Ctrl-C), the best
-        so far.
+        smallest. The energies along the way, and whether ``patience`` stopped it (None without). When interrupted
+        (Ctrl-C), the best so far.
 
     Raises:
         InputError: If the measurement has another batch size, the size of the image is not known or not that of
@@ -200,7 +200,8 @@ def reconstruct(
     finally:
         bar.close()
     assert kept is not None
-    return Solution(kept.contiguous(), history, len(history), converged, interrupted)
+    stopped = None if patience is None else converged
+    return Solution(kept.contiguous(), history, len(history), stopped, interrupted)
 
 
 class MovingVariance:
