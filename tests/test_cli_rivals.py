@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,23 @@ def test_the_automatic_weight_is_told_and_good(files, capsys):
     assert errors[1] < 0.8 * max(errors[0.25], errors[4])
 
 
+def test_a_solver_that_stops_too_early_is_told(files, capsys, monkeypatch):
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", "--method=tv"]
+    said = "Not converged: the solver stopped at its limit of 4 steps."
+    assert main([*run, "-o", "x.tif"]) == 0
+    assert "Not converged" not in capsys.readouterr().out
+    early = partial(total_variation.reconstruct, max_iterations=4)
+    monkeypatch.setattr(total_variation, "reconstruct", early)
+    assert main([*run, "-o", "x.tif", "--report=page"]) == 0
+    assert said in capsys.readouterr().out
+    assert said in Path("page/report.html").read_text()
+    # A number of steps that was chosen beforehand is no fault.
+    model = "m.safetensors"
+    assert main(["train", "epll", "train.tif", "--components=3", "--size=4", "-o", model]) == 0
+    assert main([*run[:-1], "--method=epll", f"--prior={model}", "-o", "x.tif"]) == 0
+    assert "Not converged" not in capsys.readouterr().out
+
+
 def refused(capsys, arguments, message):
     capsys.readouterr()
     assert main(arguments) == 2
@@ -129,7 +147,8 @@ def test_mistakes_are_refused_in_one_sentence(files, capsys):
     )
     refused(capsys, [*run, "--method=tv", "--preset=paper"], "paper is that of patchnr")
     refused(capsys, [*run, "--method=tv", "--weight=best"], "must be a number or auto")
-    refused(capsys, [*run, "--problem=ct", "--weight=auto"], "must be a number for ct")
+    ct = [*run, "--problem=ct", "--method=tv"]
+    refused(capsys, [*ct, "--weight=best"], "'best' but must be a number or auto")
     refused(capsys, [*run, "--problem=ct", "--method=bm3d"], "bm3d is not made for ct")
     assert main(["train", "wpp", "train.tif", "--count=9", "-o", "wpp.safetensors"]) == 0
     assert isinstance(pf.load("wpp.safetensors", MultiscalePrior), MultiscalePrior)

@@ -1,6 +1,7 @@
 """The command line of computed tomography, from DICOM slices to DICOM slices, and every refusal."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import yaml
 
 from patchflow import models
-from patchflow.cli import main
+from patchflow.cli import main, notes
 from patchflow.io.checkpoint import read_header
 from patchflow.io.dicom import read_series
 from patchflow.io.images import read_stack, write_image
@@ -18,6 +19,7 @@ from patchflow.metrics import psnr
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors import differences
 from patchflow.problems.attenuation import MU_MAX, from_hounsfield, to_hounsfield
+from patchflow.reconstruct.automatic_weight import Trial, WeightChoice
 
 pytest.importorskip("h5py")
 pydicom = pytest.importorskip("pydicom")
@@ -197,6 +199,89 @@ def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
     assert f"patchNR, weight {0.38 * (362 / 32) ** 2:.4g}" in out
     assert "40 steps, from total variation" in out
     assert yaml.safe_load(Path("patchnr.yaml").read_text())["method"] == "patchnr"
+
+
+def test_the_automatic_weight_is_told_and_good(sinogram, capsys):
+    run = ["reconstruct", *MEASURED, "--method=tv", "--steps=100", "-o", "x.npy"]
+    assert main([*run, "--weight=auto", "--report=page"]) == 0
+    out = capsys.readouterr().out
+    assert "weight to be chosen around 30, at most" in out
+    assert out.count("estimated risk") >= 7
+    (told,) = re.findall(r"Weight ([\d.]+) by Stein's risk estimate .of the sinogram.*", out)
+    assert "a residual as large as the noise (discrepancy principle)" in out
+    assert "chosen on the first slice" in out
+    page = Path("page/report.html").read_text()
+    assert f"Total variation, weight {told}, at most" in page
+    assert f"Weight {told} by Stein" in page
+    assert yaml.safe_load(Path("x.yaml").read_text())["weight"] == "auto"
+    found = {1: quality("x.npy")}
+    for factor in (0.25, 4):
+        assert main([*run, f"--weight={factor * float(told)}"]) == 0
+        found[factor] = quality("x.npy")
+    assert found[1] > max(found[0.25], found[4])
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("tv", []),
+        ("tgv", []),
+        ("dip-tv", []),
+        ("patchnr", []),
+        ("patchnr", ["--preset=paper"]),
+        ("epll", []),
+        ("local-ar", []),
+        ("wpp", []),
+    ],
+)
+def test_every_method_has_an_automatic_weight(sinogram, method, flags, monkeypatch, capsys):
+    made = {
+        "patchnr": models.patch_nr(size=4, layers=2, hidden=8, padding=2),
+        "epll": models.epll(size=3, components=2),
+        "local-ar": models.alr(),
+        "wpp": models.wpp(size=4, count=20),
+    }
+    if method in made:
+        models.save("m.safetensors", made[method])
+        flags = [*flags, "--prior=m.safetensors"]
+    run = ["reconstruct", *MEASURED, f"--method={method}", *flags, "--steps=2"]
+    starts, given = [], []
+
+    def choose(solve, likelihood, y, *, start, report):
+        starts.append(start)
+        given.append(y)
+        trial = Trial(2 * start, 0.9, 0.5)
+        report(trial)
+        return WeightChoice(2 * start, solve(y, 2 * start), 20 * start, [trial])
+
+    monkeypatch.setattr(notes, "choose_weight", choose)
+    assert main([*run, "--weight=auto", "-o", "auto.npy"]) == 0
+    out = capsys.readouterr().out
+    assert "disagree by more than a factor of four: check --photons" in out
+    assert len(starts) == 1
+    assert given[0].shape == (1, 1, 30, 47)
+    # The default, and the choice for both slices.
+    assert main([*run, f"--weight={2 * starts[0]!r}", "-o", "given.npy"]) == 0
+    assert f", weight {2 * starts[0]:.4g}," in capsys.readouterr().out
+    if method != "dip-tv":  # whose networks were drawn
+        assert np.array_equal(np.load("auto.npy"), np.load("given.npy"))
+    assert main([*run, "-o", "x.npy"]) == 0
+    assert f", weight {starts[0]:.4g}," in capsys.readouterr().out
+
+
+def test_only_a_gap_that_stayed_open_is_told(sinogram, model, capsys):
+    run = ["reconstruct", *MEASURED, "-o", "x.npy"]
+    said = "Not converged in 2 of 2 slices: the solver stopped at its limit of 3 steps; --steps allows more."
+    for method in ("tv", "tgv"):
+        assert main([*run, f"--method={method}", "--steps=3", "--report=page"]) == 0
+        assert said in capsys.readouterr().out
+        assert said in Path("page/report.html").read_text()
+    for flags in (["--method=tv"], ["--method=fbp"], ["--method=dip-tv", "--steps=3"]):
+        assert main([*run, *flags]) == 0
+        assert "Not converged" not in capsys.readouterr().out
+    for flags in ([], ["--solver=lbfgs"], ["--preset=paper"]):
+        assert main([*run, f"--prior={model}", "--steps=3", *flags]) == 0
+        assert "Not converged" not in capsys.readouterr().out
 
 
 def test_limited_angle(sinogram, model, capsys):

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from patchflow import models
+from patchflow.cli.notes import choose
 from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.methods import METHODS, Task, critic_setting
@@ -17,7 +18,6 @@ from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import variational
-from patchflow.reconstruct.automatic_weight import Trial, choose_weight
 from patchflow.solution import Solution
 
 ImageMethod = Literal[
@@ -123,27 +123,7 @@ class Solver:
         def solve(measurement: Tensor, weight: float) -> Solution:
             return self._solve(likelihood, measurement, weight, prior, None)
 
-        def tell(trial: Trial) -> None:
-            print(
-                f"weight {trial.weight:.4g}: residual {trial.discrepancy:.3f} of the noise's variance, "
-                f"estimated risk {trial.risk:.4f}"
-            )
-
-        choice = choose_weight(solve, likelihood, y, start=default, report=tell)
-        other = choice.by_discrepancy
-        notes = [
-            f"Weight {choice.weight:.4g} by Stein's risk estimate; "
-            + ("none has" if other is None else f"{other:.4g} has")
-            + " a residual as large as the noise (discrepancy principle)."
-        ]
-        if choice.at_end:
-            notes.append(
-                "The estimated risk is smallest at the end of what was tried: check --noise, or give a weight."
-            )
-        if not choice.agree:
-            notes.append(
-                "The two disagree by more than a factor of four: check --noise, and look at both reconstructions."
-            )
+        choice, notes = choose(solve, likelihood, y, start=default, level="--noise")
         return choice.solution, choice.weight, notes
 
     def _default_weight(

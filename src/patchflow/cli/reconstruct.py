@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchflow.cli.config import command_line, write_config
 from patchflow.cli.image_methods import SPLITTING, ImageMethod, Solver
+from patchflow.cli.notes import convergence
 from patchflow.cli.options import (
     check_output,
     check_stack,
@@ -101,16 +102,17 @@ def reconstruct(
         template: ct: a folder with the DICOM series of the same slices, whose headers the output takes.
         noise: Standard deviation of the noise, in units of the image range.
         weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
-            beside the discrepancy principle (about twenty reconstructions; not for ct). patchnr: 0.1 suits any noise
-            level, as the data term contains it (0.2 if it was trained with --smoothing); epll 0.2; wpp 100; tv and
-            tgv: 0.56/noise times the share of pixels that were measured. ct, for LoDoPaB's scans: patchnr and epll
-            0.38, tv and tgv 30, or 40 if directions are missing.
+            beside the discrepancy principle (about twenty reconstructions; of a stack for ct, on the first slice).
+            patchnr: 0.1 suits any noise level, as the data term contains it (0.2 if it was trained with --smoothing);
+            epll 0.2; wpp 100; tv and tgv: 0.56/noise times the share of pixels that were measured. ct, for LoDoPaB's
+            scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver: patchnr 400, local-ar 72. ct: 1000 if directions are missing; tv: at most 300.
+        steps: Steps of the solver: patchnr 400, local-ar 72. ct: 1000 if directions are missing; tv and tgv: at most
+            1000, fewer once the duality gap is closed.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
@@ -125,8 +127,6 @@ def reconstruct(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
-        if isinstance(weight, str):
-            raise InputError(f"The weight is {weight!r} but must be a number for ct.")
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
             method,
@@ -173,6 +173,7 @@ def reconstruct(
         likelihood, y, loaded, None if x_true is None else _follow(x_true)
     )
     seconds = time.perf_counter() - begun
+    notes += convergence([solution])
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from patchflow.cli.config import write_config
+from patchflow.cli.notes import convergence
 from patchflow.cli.options import check_output, output_folder, start
 from patchflow.cli.scan import Scan, ScanFlags, read_scan
 from patchflow.cli.slices import Units, read_reference
-from patchflow.cli.tomography_methods import Choices, Follow, Result, solver_of
+from patchflow.cli.tomography_methods import Choices, Follow, Result, SliceSolver
 from patchflow.cli.tomography_report import metrics_of, write_tomography_report
 from patchflow.errors import InputError
 from patchflow.io.dicom import Series, check_series_folder, read_series, write_series
@@ -62,12 +63,13 @@ def reconstruct_ct(
     print(
         f"{scan.operator.describe()}; {scan.covered:.4g} of 180 degrees, {scan.photons:g} photons."
     )
-    solve, said = solver_of(scan, prior, choices)
-    print(said)
+    solve = SliceSolver(scan, prior, choices)
+    print(solve.describe())
     begun = time.perf_counter()
     results = _run(scan, truth, solve)
     seconds = time.perf_counter() - begun
-    x = torch.cat([result.x for result in results])
+    solutions = [result.solution for result in results]
+    x = torch.cat([solution.x for solution in solutions])
     _write(target, x, template, choices)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     y = scan.y[: len(x)]
@@ -76,7 +78,9 @@ def reconstruct_ct(
         f"{'HU' if choices.units == 'hu' or template is not None else 'normalised'}; "
         f"misfit {_misfit(scan, x, y):.3f} (1 is what the noise explains)."
     )
-    if results[-1].interrupted or len(x) < len(scan.y):
+    notes = [*solve.notes, *convergence(solutions, "; --steps allows more")]
+    print(*notes, sep="\n", end="\n" if notes else "")
+    if solutions[-1].interrupted or len(x) < len(scan.y):
         print("Interrupted; what was finished is kept.")
     fbp = torch.cat([result.fbp for result in results])
     if truth is not None:
@@ -92,16 +96,16 @@ def reconstruct_ct(
             choices.report,
             settings=settings,
             title=f"Computed tomography of {Path(measurement).name}",
-            summary=f"{scan.operator.describe()}. {said}",
+            summary=f"{scan.operator.describe()}. {solve.describe()}",
             method=choices.chosen.title,
             y=y,
             fbp=fbp,
             x=x,
             truth=truth,
-            history=results[0].history,
+            history=solutions[0].history,
             nll_map=prior.nll_map(x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
             seconds=seconds,
-            notes=scan.notes,
+            notes=[*scan.notes, *notes],
         )
         print(f"Report: {page}")
 
@@ -166,10 +170,10 @@ def _run(
             if not results:
                 raise
             break
-        if result.interrupted and results:
+        if result.solution.interrupted and results:
             break
         results.append(result)
-        if result.interrupted:
+        if result.solution.interrupted:
             break
     return results
 

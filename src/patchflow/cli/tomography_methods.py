@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchflow import models
+from patchflow.cli.notes import choose
 from patchflow.cli.scan import Scan
 from patchflow.cli.slices import Units
 from patchflow.energy import Energy
@@ -18,6 +19,7 @@ from patchflow.errors import InputError
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
+from patchflow.solution import Solution
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
 
 # With fewer degrees some directions are missing.
@@ -31,7 +33,8 @@ class Choices:
     Attributes:
         method: The method.
         prior: The model file.
-        weight: The weight of the prior; None for the default of the method.
+        weight: The weight of the prior; None for the default of the method, ``"auto"`` for a choice without a ground
+            truth.
         steps: Number of steps; None for the default.
         lr: Adam's peak step; None for the default.
         stride: Stride of the patch grid.
@@ -48,7 +51,7 @@ class Choices:
 
     method: str
     prior: str | None
-    weight: float | None
+    weight: float | str | None
     steps: int | None
     lr: float | None
     stride: int | None
@@ -74,8 +77,10 @@ class Choices:
             raise InputError(
                 f"--prior {self.prior} says nothing about the method {self.method}; leave it out."
             )
+        if isinstance(self.weight, str) and self.weight != "auto":
+            raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
         for flag, value in (("--weight", self.weight), ("--lr", self.lr)):
-            if value is not None and not 0 < value < math.inf:
+            if isinstance(value, float | int) and not 0 < value < math.inf:
                 raise InputError(
                     f"{flag} is {value:g} but must be positive; leave it out for the default."
                 )
@@ -91,7 +96,7 @@ class Choices:
     @property
     def _options(self) -> Options:
         return Options(
-            weight=self.weight,
+            weight=None if isinstance(self.weight, str) else self.weight,
             steps=self.steps,
             lr=self.lr,
             stride=self.stride,
@@ -125,72 +130,96 @@ class Choices:
 
 
 class Result(NamedTuple):
-    """The reconstruction of a slice, and how it came about.
+    """The reconstruction of a slice, and the filtered backprojection of it."""
 
-    Attributes:
-        x: The image.
-        fbp: Filtered backprojection.
-        history: The energies along the way.
-        interrupted: Whether the user stopped it.
-    """
-
-    x: Tensor
+    solution: Solution
     fbp: Tensor
-    history: list[float]
-    interrupted: bool = False
 
 
 Follow = Callable[[int, Tensor, float], Mapping[str, str] | None]
 
 
-def solver_of(
-    scan: Scan, prior: PatchPrior | MultiscalePrior | None, choices: Choices
-) -> tuple[Callable[[Tensor, Follow | None], Result], str]:
-    """What reconstructs a slice, and a sentence that says how.
+class SliceSolver:
+    """What reconstructs slices; an automatic weight is chosen on the first one, for all.
 
     Args:
         scan: The measurement and its law.
         prior: What :meth:`Choices.load` read.
         choices: What the flags say.
+
+    Attributes:
+        weight: The weight; a default as long as it is not chosen.
+        notes: What there is to say about its choice.
     """
-    if choices.preset == "paper" and isinstance(prior, PatchPrior):
-        return _published(scan, prior, choices)
-    method, options = choices.chosen, choices.options(scan)
 
-    def solve(y: Tensor, follow: Follow | None) -> Result:
-        fbp = scan.operator.initial(y)
-        task = Task(scan.likelihood, y, fbp, prior, callback=follow, progress=True)
-        found = method.run(task, options)
-        return Result(found.x, fbp, found.history, found.interrupted)
+    def __init__(
+        self, scan: Scan, prior: PatchPrior | MultiscalePrior | None, choices: Choices
+    ) -> None:
+        self.scan, self.prior, self.choices = scan, prior, choices
+        self.method, self.options = choices.chosen, choices.options(scan)
+        self.notes: list[str] = []
+        self._waits = choices.weight == "auto"
+        # Published with this prior; :meth:`Choices.load` has checked that it is one of patches.
+        self._published = choices.preset == "paper" and isinstance(prior, PatchPrior)
+        self.weight, self._steps = self.method.setting(self.options)
+        if self._published and isinstance(prior, PatchPrior):
+            limited = paper.CT_LIMITED_STEPS if self.options.limited else paper.CT_STEPS
+            self._steps = limited if choices.steps is None else choices.steps
+            if self.options.weight is None:
+                self.weight = paper.weight_of_mean(paper.CT_LAMBDA, self.options.shape, prior)
 
-    said = method.describe(options)
-    return solve, said[0].upper() + said[1:] if method.name != "patchnr" else said
+    def __call__(self, y: Tensor, follow: Follow | None) -> Result:
+        """Reconstruct a slice.
 
+        Args:
+            y: Its sinogram (1, 1, angles, bins).
+            follow: Called after each step.
 
-def _published(
-    scan: Scan, prior: PatchPrior, choices: Choices
-) -> tuple[Callable[[Tensor, Follow | None], Result], str]:
-    options = choices.options(scan)
-    steps = choices.steps or (paper.CT_LIMITED_STEPS if options.limited else paper.CT_STEPS)
-    weight = choices.weight
-    if weight is None:
-        weight = paper.weight_of_mean(paper.CT_LAMBDA, options.shape, prior)
-
-    def solve(y: Tensor, follow: Follow | None) -> Result:
-        fbp = scan.operator.initial(y)
-        found = paper.reconstruct_ct(
-            scan.likelihood,
-            prior,
+        Raises:
+            NumericalError: If there is no automatic weight, or the energy is not finite.
+        """
+        fbp = self.scan.operator.initial(y)
+        if not self._waits:
+            return Result(self._solve(y, self.weight, follow), fbp)
+        choice, self.notes = choose(
+            lambda measurement, weight: self._solve(measurement, weight, None),
+            self.scan.likelihood,
             y,
-            fbp,
-            weight=weight,
-            steps=steps,
-            callback=follow,
-            progress=True,
+            start=self.weight,
+            level="--photons",
         )
-        return Result(found.x, fbp, found.history, found.interrupted)
+        self.weight, self._waits = choice.weight, False
+        if len(self.scan.y) > 1:
+            self.notes.append("The weight was chosen on the first slice, for all.")
+        return Result(choice.solution, fbp)
 
-    return solve, (
-        f"patchNR as published, weight {weight:.4g}, {steps} steps of {paper.CT_RANDOM_PATCHES} random patches "
-        "from filtered backprojection."
-    )
+    def describe(self) -> str:
+        """A sentence that says how it is done."""
+        if self._published:
+            said = (
+                f"patchNR as published, weight {self.weight:.4g}, {self._steps} steps of {paper.CT_RANDOM_PATCHES} "
+                "random patches from filtered backprojection."
+            )
+        else:
+            said = self.method.describe(self.options._replace(weight=self.weight))
+            said = said if self.method.name == "patchnr" else said[0].upper() + said[1:]
+        # The number is only where the search starts.
+        return (
+            said.replace(", weight ", ", weight to be chosen around ", 1) if self._waits else said
+        )
+
+    def _solve(self, y: Tensor, weight: float, follow: Follow | None) -> Solution:
+        fbp = self.scan.operator.initial(y)
+        if self._published and isinstance(self.prior, PatchPrior):
+            return paper.reconstruct_ct(
+                self.scan.likelihood,
+                self.prior,
+                y,
+                fbp,
+                weight=weight,
+                steps=self._steps,
+                callback=follow,
+                progress=True,
+            )
+        task = Task(self.scan.likelihood, y, fbp, self.prior, callback=follow, progress=True)
+        return self.method.run(task, self.options._replace(weight=weight))

@@ -20,7 +20,13 @@ of the measurement with a little more noise :math:`\epsilon b`, :math:`b \sim N(
 For Gaussian noise of the standard deviation :math:`\sigma`, :math:`W = (A^\top A + \kappa)^{-1} A^\top` looks at the
 error of the image wherever the measurement says something about it: the error of the prediction alone hardly feels what
 a blur damps, and asks for too little prior. There :math:`\kappa = (\sigma / 0.3)^2`: an image of the standard deviation
-0.3 is above the noise. For other noise :math:`W = \Sigma^{-1/2}`.
+0.3 is above the noise.
+
+Counts of photons are no Gaussian noise. There :math:`\Sigma` is diagonal with the variances :math:`1 / (\mu^2 N_i)`
+that the measured counts say (:meth:`patchflow.problems.poisson.PoissonNoise.precision`), and :math:`W = \Sigma^{-1/2}`:
+what is minimised approximates the risk of the prediction, each ray in units of its own noise, as far as the logarithm
+of a count is a normal variable. Rays with few photons, where it is not, have little weight. The discrepancy is that of
+the same weighted residual.
 
 References:
     Morozov, "On the solution of functional equations by the method of regularization", 1966
@@ -220,6 +226,8 @@ def _lens(likelihood: Likelihood, precision: Tensor) -> Callable[[Tensor], Tenso
             return operator.nearest(zero, residual, kappa)
 
         return look
+    # Total variation of three lung slices (96 x 96; 4096 photons, 36 degrees missing, 30,000 photons) loses 0, 0.15 and
+    # 0 dB to the best weight tried; seen through filtered backprojection the first loses 1.1.
     return lambda residual: residual * precision.sqrt()
 
 
