@@ -17,13 +17,13 @@ from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as tables
 from patchflow.papers import tomography_cases as slices
 from patchflow.papers.rivals import Library
-from patchflow.tomography_methods import METHODS, Options, Task
+from patchflow.tomography_methods import Options, Task
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path, help="folder with ct/")
 parser.add_argument("--models", required=True, type=Path, help="folder of learned models")
 parser.add_argument("--problems", nargs="*", default=list(tables.PUBLISHED))
-parser.add_argument("--methods", nargs="*", default=[m for m in METHODS if METHODS[m].takes])
+parser.add_argument("--methods", nargs="*", default=[m for m in tables.METHODS if m != "fbp"])
 parser.add_argument("--slices", type=int, default=len(slices.TUNING))
 parser.add_argument("--seconds", type=float, default=300.0, help="training time of patchNR")
 parser.add_argument("--threads", type=int, default=2)
@@ -40,7 +40,7 @@ def pupils():
 
 
 def search(problem, cases, name):
-    method, prior = METHODS[name], library.prior(name, "lung", pupils)
+    method, prior = tables.by_name(name), library.prior(name, "lung", pupils)
     options = Options(limited=problem == "ct-limited-angle")
     tried = {}
 

@@ -12,12 +12,15 @@ import torch
 
 import patchflow as pf
 from patchflow import tomography_methods as methods
+from patchflow.cli import main
+from patchflow.io.images import read_image
 from patchflow.learn_mixture import learn_epll
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as tables
 from patchflow.papers import tomography_cases
 from patchflow.papers.altekrueger2023_patchnr import weight_of_mean
 from patchflow.problems.tomography import ParallelBeam
+from patchflow.solution import Solution
 from patchflow.tomography_methods import Setting
 
 SIZE = 24
@@ -66,7 +69,7 @@ def small_prior() -> pf.PatchPrior:
 @pytest.mark.parametrize("problem", list(tables.PUBLISHED))
 def test_rows_are_methods_by_kernel(data: Path, problem: tables.Problem) -> None:
     chosen = ("fbp", "tv", "patchnr")
-    table, records = tables.run(data, problem, methods=chosen, prior=small_prior())
+    table, records, pictures = tables.run(data, problem, methods=chosen, prior=small_prior())
     names = [f"{method}, {kernel}" for method in chosen for kernel in tables.KERNELS]
     assert [row.method for row in table.rows] == names
     assert all(row.images == 2 and not row.published for row in table.rows)
@@ -77,6 +80,18 @@ def test_rows_are_methods_by_kernel(data: Path, problem: tables.Problem) -> None
     assert means["tv, B40f"]["psnr_range_1"] > means["tv, B40f"]["psnr"] + 5
     assert 0 < table.floor["psnr"] < 2
     assert ("36 of 180" in table.protocol) == (problem == "ct-limited-angle")
+    assert "learned methods start at total variation (counted in their seconds)" in table.protocol
+    assert [picture.group for picture in pictures] == list(tables.KERNELS)
+    for picture in pictures:
+        assert list(picture.methods) == list(chosen)
+        assert picture.title == f"{picture.group}, -1000 to 400 HU"
+        # Air is black; soft tissue, of 60 HU, is light grey.
+        assert 0 <= float(picture.truth.min()) < 1e-3
+        assert float(picture.truth.max()) == pytest.approx(1060 / 1400, abs=2e-3)
+        image, caption = picture.methods["tv"]
+        assert 0 <= float(image.min()) <= float(image.max()) <= 1
+        mean = next(r for r in records if r.method == f"tv, {picture.group}").values["psnr"]
+        assert caption.startswith(f"{mean:.2f} dB, SSIM")
 
 
 def test_every_method_joins(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +102,7 @@ def test_every_method_joins(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     models = tmp_path / "models"
     models.mkdir()
     chosen = [method for method in tables.METHODS if method != "dip-tv"]  # see below
-    table, _ = tables.run(
+    table, *_ = tables.run(
         data,
         "ct-low-dose",
         methods=chosen,
@@ -101,6 +116,34 @@ def test_every_method_joins(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     fbp = means.pop("fbp")
     assert min(means.values()) > fbp, means
     assert {path.stem for path in models.iterdir()} == {f"{m}-lung" for m in tables.TEACHERS}
+
+
+def test_the_command_draws_a_figure_of_each_kernel(data: Path) -> None:
+    run = ["benchmark", "ct-low-dose", f"--data={data}", "--images=1", "--methods=[fbp,tv]"]
+    assert main([*run, "--threads=1", f"--figure={data / 't.png'}"]) == 0
+    sizes = [read_image(data / f"t-{kernel}.png").shape for kernel in ("b40f", "b70f")]
+    # Three panels, each with its zoom below.
+    assert sizes[0] == sizes[1]
+    assert sizes[0][2] > 1000
+
+
+def test_the_start_is_what_it_was_and_the_gap_decides_about_a_solution() -> None:
+    for limited, steps in ((False, 75), (True, 150)):
+        options = methods.Options(limited=limited)
+        for name in ("tv", "tgv"):
+            assert methods.METHODS[name].setting(options).steps == 1000
+        seen = []
+
+        def solve(task, setting, options, seen=seen):
+            seen.append(setting)
+            return Solution(task.fbp, [], setting.steps, True, interrupted=True)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(methods.METHODS, "tv", methods.METHODS["tv"]._replace(solve=solve))
+            empty = torch.zeros(1, 1, 1, 1)
+            task = methods.Task(lodopab.likelihood(lodopab.geometry(4, angles=2)), empty, empty)
+            methods.METHODS["epll"].run(task, options)
+        assert [setting.steps for setting in seen] == [steps]
 
 
 def test_a_deep_image_prior_fits_a_sinogram() -> None:
@@ -132,7 +175,7 @@ def test_the_prior_is_learned_from_six_slices(data: Path) -> None:
     rows = [float(image.mean()) for image in images]
     assert len(set(rows)) == 8
     assert all(0 <= float(image.min()) <= float(image.max()) <= 1 for image in images)
-    table, _ = tables.run(
+    table, *_ = tables.run(
         data, "ct-low-dose", methods=("patchnr",), kernels=("B40f",), images=1, seconds=1.0
     )
     assert "patchnr-lung learned in" in table.protocol
@@ -146,7 +189,7 @@ def test_lodopab_brings_the_published_columns(tmp_path: Path) -> None:
             # Only what is written takes room.
             stored = file.create_dataset("data", (128, *shape), "f4", chunks=(1, *shape))
             stored[:2] = torch.rand(2, *shape).numpy() * 0.01
-    table, records = tables.run(tmp_path, "ct-low-dose", methods=("fbp",), images=2)
+    table, records, _ = tables.run(tmp_path, "ct-low-dose", methods=("fbp",), images=2)
     assert [record.method for record in records] == ["fbp"] * 2
     published = {row.method: row.published for row in table.rows}
     assert published["patchnr"] == {"psnr": 35.19, "ssim": 0.829}

@@ -19,6 +19,7 @@ from patchflow.papers import (
 )
 from patchflow.papers import hagemann2023_scatterometry as scatterometry
 from patchflow.papers.image_problems import PROBLEMS
+from patchflow.papers.pictures import Picture
 from patchflow.papers.scatterometry_race import race
 from patchflow.records import Record, read_csv, write_csv
 from patchflow.table import Table
@@ -34,6 +35,7 @@ NAMES = (
     "snf-scatterometry",
     "sbibm",
 )
+_TOMOGRAPHY = ("ct-low-dose", "ct-limited-angle")
 
 
 def benchmark(
@@ -61,8 +63,8 @@ def benchmark(
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
             local-ar, epll, patchnr-90s, patchnr, dip-tv; by default all but tikhonov, bm3d, patchnr-90s and dip-tv. Of
-            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, local-ar, epll, patchnr, by default all but
-            dip-tv; of sbibm: the tasks, all by default.
+            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr, by
+            default all but dip-tv; of sbibm: the tasks, all by default.
         images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution and ct,
             two of the others.
         full: The published number of repetitions and training steps (hours).
@@ -71,8 +73,8 @@ def benchmark(
         resume: Keep the figures in the file of --csv and take only those that it lacks: after an interruption, or
             to add methods to a table of the same images and seed.
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
-        figure: PNG file for a picture of the first image (tables of images), by all methods that ran and enlarged;
-            a table of several kinds of problems writes one for each.
+        figure: PNG file for a picture of the first image (tables of images and ct), by all methods that ran and
+            enlarged; a table of several kinds of problems writes one for each, ct one for each kernel.
         seconds: Training time of patchnr; patchnr-90s always learns for 90 seconds.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
@@ -84,9 +86,10 @@ def benchmark(
     for path, suffix in ((json, ".json"), (csv, ".csv"), (figure, ".png")):
         if path is not None:
             check_output(Path(path), (suffix,))
-    if figure is not None and name not in PROBLEMS:
+    if figure is not None and name not in (*PROBLEMS, *_TOMOGRAPHY):
         raise InputError(f"The table {name} has no images to draw; leave --figure out.")
     before, keep = _records(name, csv, resume)
+    pictures: list[Picture] = []
     folder = None if models is None else output_folder(models)
     start(seed, threads)
     if name == "snf-mixture":
@@ -104,8 +107,8 @@ def benchmark(
             methods=lueckmann2021_sbibm.METHODS if methods is None else tuple(methods),
             seed=seed,
         )
-    elif name in ("ct-low-dose", "ct-limited-angle"):
-        table, records = patchnr_tomography.run(
+    elif name == "ct-low-dose" or name == "ct-limited-angle":
+        table, records, pictures = patchnr_tomography.run(
             _folder(data, name),
             name,
             methods=patchnr_tomography.USUAL if methods is None else tuple(methods),
@@ -128,8 +131,8 @@ def benchmark(
             before=before,
             keep=keep,
         )
-        for picture in pictures if figure is not None else ():
-            _draw(Path(str(figure)), picture)
+    for picture in pictures if figure is not None else ():
+        _draw(Path(str(figure)), picture)
     if json is not None:
         table.write_json(json)
     if csv is not None:
@@ -161,7 +164,7 @@ def _records(
     name: str, csv: str | None, resume: bool
 ) -> tuple[list[Record], Callable[[Sequence[Record]], None] | None]:
     """The figures of an interrupted run, and what writes the file while the table grows."""
-    if resume and (csv is None or name not in (*PROBLEMS, "ct-low-dose", "ct-limited-angle")):
+    if resume and (csv is None or name not in (*PROBLEMS, *_TOMOGRAPHY)):
         raise InputError(
             f"--resume needs --csv and a table of images or ct, but the table is {name} and the file {csv}; "
             "leave --resume out."
@@ -174,7 +177,7 @@ def _records(
     )
 
 
-def _draw(path: Path, picture: image_tables.Picture) -> None:
+def _draw(path: Path, picture: Picture) -> None:
     """Draw a picture; the kind of problem joins the file's name where there are several."""
     words = "".join(c if c.isalnum() else "-" for c in picture.group.lower()).strip("-")
     panels = [Panel(name, *shown) for name, shown in picture.methods.items()]
@@ -184,7 +187,7 @@ def _draw(path: Path, picture: image_tables.Picture) -> None:
         side = rows.stop - rows.start
         zoom = Region(rows.start - side // 2, columns.start - side // 2, 2 * side, 2 * side)
     drawn = figure_grid(
-        [*panels, Panel("truth", picture.truth)], zoom=zoom, columns=5, title=picture.group
+        [*panels, Panel("truth", picture.truth)], zoom=zoom, columns=5, title=picture.title
     )
     write_bytes(path.with_stem(f"{path.stem}-{words}") if words else path, drawn)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +19,14 @@ from patchflow.methods import Task, by_name
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
-from patchflow.papers.comparison import Case, Comparison, Solver, check_choice, compare, complete
+from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import ImageProblem
+from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import Images, Library
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.records import Record
-from patchflow.table import IMAGE_METRICS, Table
+from patchflow.table import IMAGE_METRICS
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
@@ -38,30 +38,6 @@ USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "pat
 NOISE_SEEDS = 3
 # Images by default where the material has a hundred: super-resolution is the paper's table.
 _IMAGES = {"patchnr-superresolution": None, "deblurring": 2, "inpainting": 2, "denoising": 2}
-
-
-class Picture(NamedTuple):
-    """The first image of a kind of problem.
-
-    Attributes:
-        group: The kind of problem.
-        methods: The reconstructions with their captions, by method.
-        truth: The image.
-        region: Where its figures were taken.
-    """
-
-    group: str
-    methods: dict[str, tuple[Tensor, str]]
-    truth: Tensor
-    region: problems.Region
-
-
-class Outcome(NamedTuple):
-    """A table, the figures of each image, and the first image of each kind of problem."""
-
-    table: Table
-    records: list[Record]
-    pictures: list[Picture]
 
 
 def run(
@@ -149,7 +125,8 @@ def run(
     )
     published = PUBLISHED if name == "patchnr-superresolution" else None
     table = outcome.table(name, protocol, IMAGE_METRICS, published)
-    return Outcome(table, outcome.records, _pictures(outcome, cases, ordered, by_group))
+    regions = {group: problem.region for group, problem in by_group.items()}
+    return Outcome(table, outcome.records, first_pictures(outcome, cases, ordered, regions))
 
 
 def learned(method: str, material: str, library: Library, data: Path) -> Energy | None:
@@ -193,24 +170,3 @@ def _tuned(name: str, group: str, method: str) -> float | None:
 def _gaussian(case: Case) -> GaussianLikelihood:
     assert isinstance(case.likelihood, GaussianLikelihood)
     return case.likelihood
-
-
-def _pictures(
-    outcome: Comparison,
-    cases: Sequence[Case],
-    methods: Sequence[str],
-    by_group: Mapping[str, ImageProblem],
-) -> list[Picture]:
-    pictures = []
-    for group, problem in by_group.items():
-        case = next(case for case in cases if case.group == group)
-        shown = {}
-        for method in methods:
-            if (method, group) not in outcome.pictures:
-                continue
-            label = f"{method}, {group}" if group else method
-            found = next(r for r in outcome.records if (r.method, r.image) == (label, case.image))
-            caption = f"{found.values['psnr']:.2f} dB, SSIM {found.values['ssim']:.3f}"
-            shown[method] = (outcome.pictures[method, group].clamp(0, 1), caption)
-        pictures.append(Picture(group, shown, case.truth, problem.region))
-    return pictures
