@@ -3,7 +3,7 @@
 Run: python benchmarks/auto_weight.py --data DATA --models FOLDER [--methods tv epll]. On corners of the validation
 images (--side) of all problems of the image tables. The grid is what the choice itself tried: factors of four around
 the default, refined around the smallest estimated risk, and then around the highest PSNR, which only this benchmark
-sees, until both neighbours of the best are worse.
+sees, until both neighbours of the best are worse. Weights with which the solver does not converge do not count as best.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def compare(problem, name):
 
     def solve(y, weight):
         solution = method.solve(Task(case.likelihood, y, operator.initial(y), weight, prior))
-        if y is case.y:
+        if y is case.y and solution.converged is not False:
             x = problem.region(solution.x.clamp(0, 1))
             found[weight] = float(psnr(x, problem.region(case.truth)))
         return solution
@@ -60,6 +60,8 @@ def compare(problem, name):
     except NumericalError as error:
         return {"error": str(error)}
     seconds, trials = time.perf_counter() - begun, len(choice.trials)
+    x = problem.region(choice.solution.x.clamp(0, 1))
+    chosen = float(psnr(x, problem.region(case.truth)))
     best, before = max(found, key=found.get), None
     while best != before:
         for factor in (1 / math.sqrt(2), math.sqrt(2)):
@@ -68,12 +70,12 @@ def compare(problem, name):
         best, before = max(found, key=found.get), best
     return {
         "weight": choice.weight,
-        "psnr": found[choice.weight],
+        "psnr": chosen,
         "best_weight": best,
         "best_psnr": found[best],
         "by_discrepancy": choice.by_discrepancy,
         "agree": choice.agree,
-        "default_psnr": found[default],
+        "default_psnr": found.get(default),
         "trials": trials,
         "seconds": seconds,
     }

@@ -53,8 +53,11 @@ def search(problem, case, method):
             begun = time.perf_counter()
             init = case.likelihood.operator.initial(case.y)
             try:
-                x = chosen.solve(Task(case.likelihood, case.y, init, weight, prior)).x
-                found = float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
+                solution = chosen.solve(Task(case.likelihood, case.y, init, weight, prior))
+                x = solution.x.clamp(0, 1)
+                found = float(psnr(problem.region(x), problem.region(case.truth)))
+                if solution.converged is False:  # an image of the start as much as of the method
+                    found = -math.inf
             except NumericalError:  # too large or too small for the solver
                 found = -math.inf
             tried[weight] = found
