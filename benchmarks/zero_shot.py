@@ -24,11 +24,20 @@ from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
 
-PHOTOGRAPHS = ("camera", "coffee", "astronaut")
+# Upper left corners of what is taken of scikit-image's photographs.
+PHOTOGRAPHS = {
+    "camera": (60, 16),
+    "coffee": (40, 60),
+    "chelsea": (0, 0),
+    "stereo_motorcycle": (100, 130),
+    "astronaut": (0, 16),
+}
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
-parser.add_argument("--images", nargs="*", default=["coffee", "test_005", "test_123", "test_321"])
+parser.add_argument(
+    "--images", nargs="*", default=[*PHOTOGRAPHS, "test_005", "test_123", "test_321"]
+)
 parser.add_argument("--methods", nargs="*", default=["tv", "zssr", "patchnr", "dip-tv"])
 parser.add_argument("--factors", nargs="*", type=float, default=[0.5, 0.71, 1.0, 1.41, 2.0])
 parser.add_argument("--seconds", type=float, help="time in which patchnr and zssr learn")
@@ -43,9 +52,11 @@ def photograph(name):
         folder = arguments.data / "noncommercial" / "bsd_train400"
         return read_image(folder / f"{name}.png", grey=True)
     array = getattr(skimage.data, name)()
+    array = array[0] if isinstance(array, tuple) else array  # of a stereo pair the left one
     grey = array / 255 if array.ndim == 2 else skimage.color.rgb2gray(array)
-    rows, columns = (min(a, b) for a, b in zip(grey.shape, (320, 480), strict=True))
-    return torch.from_numpy(grey[:rows, :columns]).float()[None, None]
+    top, left = PHOTOGRAPHS[name]
+    image = torch.from_numpy(grey[top : top + 320, left : left + 480]).float()[None, None]
+    return image[:, :, : image.shape[2] // 2 * 2, : image.shape[3] // 2 * 2]
 
 
 def measured(name):

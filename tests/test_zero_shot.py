@@ -122,7 +122,7 @@ def test_bad_input_is_refused():
     refused("Identity that does not lower", pf.GaussianLikelihood(pf.Identity((20, 20)), 0.1))
     refused("gives one image of 20 x 20 pixels", measured=y[:, :, 1:])
     refused("400 of 400 values of the measurement are not finite", measured=y * torch.nan)
-    refused("The weight is -1", weight=-1)
+    refused("Got weight -1 and 300 steps", weight=-1)
     refused("smaller than a patch", low_resolution((5, 20), 2), y[:, :, :5])
     with pytest.raises(
         pf.InputError, match="The scale is 1 but must be a whole number of at least 2"

@@ -23,7 +23,7 @@ from patchflow.papers.altekrueger2023_patchnr import PUBLISHED_ZERO_SHOT
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import Region
 from patchflow.papers.image_tables import Outcome, Picture
-from patchflow.papers.rivals import TEACHERS, Lesson
+from patchflow.papers.rivals import TEACHERS, Lesson, check_finished
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -148,6 +148,7 @@ def solver(method: str, seconds: float | None, seed: int, weight: float | None =
             found = zero_shot.reconstruct(
                 likelihood, y, weight=weight, seconds=limit, preset=preset
             )
+            check_finished(found.training)
             return complete(found.solution)
         chosen = by_name(method)
         chosen_weight = WEIGHTS[NAME, ""].get(method) if weight is None else weight
