@@ -161,7 +161,7 @@ class TestCommandLine:
         pf.write_image("flat.png", torch.full((1, 1, 20, 20), 0.5))
         for words, message in (
             ("y.tif --scale=1", "The scale is 1"),
-            ("y.tif --noise=-1", "-1"),
+            ("y.tif --noise=-1", "The noise is -1.0 but must be positive"),
             ("y.tif --method=zssr --weight=1", "says nothing about the method zssr"),
             ("y.tif --truth=y.tif", "give the image that was measured"),
             ("y.tif --kernel_size=1", "at least as large as the scale 2"),

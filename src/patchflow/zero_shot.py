@@ -127,7 +127,7 @@ def reconstruct(
     weight: float | int | None = None,
     seconds: float | int | None = None,
     training_steps: int | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     preset: Preset = "default",
     callback: Callback | None = None,
     progress: bool = False,
@@ -140,7 +140,7 @@ def reconstruct(
         weight: The weight :math:`w`, by default :data:`WEIGHT`, or that of the paper's :math:`\lambda` = 0.25.
         seconds: Time limit of learning, by default :data:`SECONDS` if the steps are not given.
         training_steps: Steps of learning, by default as many as fit into the time; the paper's preset has 10,000.
-        steps: Steps of the reconstruction; the paper's preset has 60.
+        steps: Steps of the reconstruction, by default :data:`STEPS`; the paper's preset has 60.
         preset: ``"paper"`` is the published network and procedure, in which the augmentation does nothing.
         callback: See :func:`patchflow.solve.minimize`.
         progress: Show progress lines.
@@ -153,6 +153,7 @@ def reconstruct(
             smaller than a patch, the weight is negative, or there is no step.
     """
     operator = check_low_resolution(likelihood, y)
+    steps = STEPS if steps is None else steps
     if steps < 1 or (weight is not None and not 0 <= weight < math.inf):
         raise InputError(
             f"Got weight {weight} and {steps} steps; the weight must be 0 or more (default {WEIGHT}), the steps at "

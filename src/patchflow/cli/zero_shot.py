@@ -91,6 +91,10 @@ def zero_shot(
             raise InputError(
                 f"--{name} {value} says nothing about the method {method} with the preset {preset}; leave it out."
             )
+    if not noise > 0:
+        raise InputError(
+            f"The noise is {noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
+        )
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     if report is not None:
@@ -154,7 +158,7 @@ def _solve(
         y,
         weight=weight,
         seconds=seconds,
-        steps=patchnr.STEPS if steps is None else steps,
+        steps=steps,
         preset=preset,
         progress=True,
     )
