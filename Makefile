@@ -43,6 +43,8 @@ benchmark: $(STAMP)
 		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 --models benchmarks/models \
 			--json benchmarks/results/$$problem.json --csv benchmarks/results/$$problem.csv || exit 1; \
 	done
+	$(BIN)/patchflow benchmark zero-shot-superresolution --data $(DATA) --threads 2 \
+		--json benchmarks/results/zero-shot-superresolution.json --csv benchmarks/results/zero-shot-superresolution.csv
 	$(BIN)/python benchmarks/epll.py --data $(DATA)
 	for problem in ct-low-dose ct-limited-angle; do \
 		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 \

@@ -128,5 +128,6 @@ from patchflow.uncertainty.calibration import tarp_coverage as tarp_coverage
 from patchflow.uncertainty.calibration import tarp_test as tarp_test
 from patchflow.uncertainty.evidence import Draws as Draws
 from patchflow.uncertainty.evidence import sample_posterior as sample_posterior
+from patchflow.zero_shot import super_resolve as super_resolve
 
 __version__ = _library_version()

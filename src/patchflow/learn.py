@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ def learn_patches(
     *,
     holdout: float = 0.1,
     dihedral: bool = False,
+    noise: float | int = 0.0,
     batch: int = 512,
     steps: int = 10_000,
     lr: float = 2e-3,
@@ -42,7 +44,8 @@ def learn_patches(
 ) -> Fit:
     r"""Fit the patch energy of ``prior`` to all patches of the images, and leave it frozen at its best validated state.
 
-    A prior with ``smoothing`` sees each patch with fresh noise of that standard deviation.
+    A prior with ``smoothing`` sees each patch with fresh noise of that standard deviation; of less, if the images are
+    noisy themselves.
 
     Args:
         prior: The prior to train.
@@ -50,6 +53,7 @@ def learn_patches(
         validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
         holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
         dihedral: Turn and mirror the patches at random; for images without a preferred direction.
+        noise: Standard deviation of the noise that the images carry already. It counts towards the smoothing.
         batch: Patches per step.
         steps: Training steps.
         lr: Peak learning rate of Adam.
@@ -70,7 +74,8 @@ def learn_patches(
         The record of the run.
 
     Raises:
-        InputError: If images and prior do not fit together, or ``holdout`` leaves no patch.
+        InputError: If images and prior do not fit together, ``holdout`` leaves no patch, or the images have more noise
+            than the smoothing.
     """
     if preset == "paper":
         batch, steps, lr, schedule, warmup = 32, 750_000, 1e-4, "constant", 1
@@ -81,10 +86,16 @@ def learn_patches(
                 f"An image has {image.shape[1]} channels but the model was made for {prior.channels}; "
                 "convert the image, or set the number of channels of the model."
             )
+    if noise and not 0 < noise <= prior.smoothing:
+        raise InputError(
+            f"The images carry noise of {noise} but the smoothing of the prior is {prior.smoothing}; give a noise of 0 "
+            "or more, and make the prior with a smoothing at least as large."
+        )
+    added = math.sqrt(prior.smoothing**2 - noise**2)
     if not validation:
         images, validation = _hold_out(images, holdout, prior.size)
-    sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral, noise=prior.smoothing)
-    patches = validation_patches(validation, prior.size, noise=prior.smoothing)
+    sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral, noise=added)
+    patches = validation_patches(validation, prior.size, noise=added)
     energy = prior.patch_energy
     return fit(
         energy,

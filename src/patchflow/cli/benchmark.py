@@ -16,6 +16,7 @@ from patchflow.papers import (
     image_tables,
     lueckmann2021_sbibm,
     patchnr_tomography,
+    zero_shot_table,
 )
 from patchflow.papers import hagemann2023_scatterometry as scatterometry
 from patchflow.papers.image_problems import PROBLEMS
@@ -29,6 +30,7 @@ NAMES = (
     "deblurring",
     "inpainting",
     "denoising",
+    "zero-shot-superresolution",
     "ct-low-dose",
     "ct-limited-angle",
     "snf-mixture",
@@ -36,6 +38,10 @@ NAMES = (
     "sbibm",
 )
 _TOMOGRAPHY = ("ct-low-dose", "ct-limited-angle")
+# Tables of images: their file of figures grows image by image, and the first image can be drawn.
+_DRAWN = (*PROBLEMS, zero_shot_table.NAME, *_TOMOGRAPHY)
+# Training time of patchNR on a training image.
+_SECONDS = 300.0
 
 
 def benchmark(
@@ -50,23 +56,24 @@ def benchmark(
     models: str | None = None,
     figure: str | None = None,
     resume: bool = False,
-    seconds: float = 300.0,
+    seconds: float | None = None,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
     """Rerun a table and print ours beside the published numbers.
 
     Args:
-        name: patchnr-superresolution, deblurring, inpainting, denoising, ct-low-dose, ct-limited-angle, snf-mixture,
-            snf-scatterometry, sbibm.
+        name: patchnr-superresolution, deblurring, inpainting, denoising, zero-shot-superresolution, ct-low-dose,
+            ct-limited-angle, snf-mixture, snf-scatterometry, sbibm.
         data: Folder with the data, where the table needs some; a missing file is named, with its public origin. Of
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
             local-ar, epll, patchnr-90s, patchnr, dip-tv; by default all but tikhonov, bm3d, patchnr-90s and dip-tv. Of
-            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr, by
-            default all but dip-tv; of sbibm: the tasks, all by default.
-        images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution and ct,
-            two of the others.
+            zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr, patchnr, patchnr-paper (hours), dip-tv, by
+            default bicubic, tv, zssr, patchnr, dip-tv. Of ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv,
+            wpp, wpp-sinkhorn, local-ar, epll, patchnr, by default all but dip-tv; of sbibm: the tasks, all by default.
+        images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution
+            (zero-shot, too) and ct, two of the others.
         full: The published number of repetitions and training steps (hours).
         json: File for the table.
         csv: File for the figures of each image or measurement; of images and ct it grows while the table runs.
@@ -75,7 +82,8 @@ def benchmark(
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
         figure: PNG file for a picture of the first image (tables of images and ct), by all methods that ran and
             enlarged; a table of several kinds of problems writes one for each, ct one for each kernel.
-        seconds: Training time of patchnr; patchnr-90s always learns for 90 seconds.
+        seconds: Training time of patchnr, 300 by default; patchnr-90s always learns for 90 seconds. Of
+            zero-shot-superresolution the time in which patchnr and zssr learn from each image, 120 by default.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
     """
@@ -86,7 +94,7 @@ def benchmark(
     for path, suffix in ((json, ".json"), (csv, ".csv"), (figure, ".png")):
         if path is not None:
             check_output(Path(path), (suffix,))
-    if figure is not None and name not in (*PROBLEMS, *_TOMOGRAPHY):
+    if figure is not None and name not in _DRAWN:
         raise InputError(f"The table {name} has no images to draw; leave --figure out.")
     before, keep = _records(name, csv, resume)
     pictures: list[Picture] = []
@@ -114,6 +122,16 @@ def benchmark(
             methods=patchnr_tomography.USUAL if methods is None else tuple(methods),
             images=images,
             models=folder,
+            seconds=_SECONDS if seconds is None else seconds,
+            seed=seed,
+            before=before,
+            keep=keep,
+        )
+    elif name == zero_shot_table.NAME:
+        table, records, pictures = zero_shot_table.run(
+            _folder(data, name),
+            methods=zero_shot_table.USUAL if methods is None else tuple(methods),
+            images=images,
             seconds=seconds,
             seed=seed,
             before=before,
@@ -126,7 +144,7 @@ def benchmark(
             methods=image_tables.USUAL if methods is None else tuple(methods),
             images=images,
             models=folder,
-            seconds=seconds,
+            seconds=_SECONDS if seconds is None else seconds,
             seed=seed,
             before=before,
             keep=keep,
@@ -164,7 +182,7 @@ def _records(
     name: str, csv: str | None, resume: bool
 ) -> tuple[list[Record], Callable[[Sequence[Record]], None] | None]:
     """The figures of an interrupted run, and what writes the file while the table grows."""
-    if resume and (csv is None or name not in (*PROBLEMS, *_TOMOGRAPHY)):
+    if resume and (csv is None or name not in _DRAWN):
         raise InputError(
             f"--resume needs --csv and a table of images or ct, but the table is {name} and the file {csv}; "
             "leave --resume out."

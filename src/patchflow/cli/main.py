@@ -21,6 +21,7 @@ from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
+from patchflow.cli.zero_shot import zero_shot
 from patchflow.errors import InputError, NumericalError
 from patchflow.io.checkpoint import library_version
 
@@ -40,6 +41,7 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         "learn the posteriors of all measurements of a simulator",
     ),
     ("reconstruct",): (reconstruct, "measurement", "reconstruct an image from a measurement"),
+    ("zero-shot",): (zero_shot, "measurement", "super-resolve an image from nothing but itself"),
     ("simulate",): (simulate, "images", "simulate a measurement of an image or of CT slices"),
     ("sample",): (sample, "measurement", "sample the posterior of a measurement"),
     ("calibrate",): (

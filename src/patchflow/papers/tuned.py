@@ -13,6 +13,10 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "epll": 0.2,
         "patchnr": 0.2,
     },
+    ("zero-shot-superresolution", ""): {
+        "tv": 11.0,
+        "dip-tv": 11.0,
+    },
     ("deblurring", "motion"): {
         "tv": 9.9,
         "tgv": 7.0,

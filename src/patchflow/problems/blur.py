@@ -170,6 +170,23 @@ class Blur(LinearOperator):
             for axis, size in enumerate(mass.shape)
         )  # pyright: ignore
 
+    @property
+    def covered(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """First row and the one after the last that the measured pixels cover, each ``stride`` wide; columns as well.
+
+        Beyond, :meth:`initial` reflects, unless the image is periodic.
+        """
+        half, margin = (self.stride - 1) / 2, 1e-3  # of the rounding of a centroid
+        return tuple(
+            (
+                max(math.ceil(shift - half - margin), 0),
+                min(math.floor(shift + (small - 1) * self.stride + half + margin) + 1, count),
+            )
+            for count, small, shift in zip(
+                self.domain_shape, self.range_shape, self.shift, strict=True
+            )
+        )  # pyright: ignore
+
     def _spectrum(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         # Half the time of a solve; solvers call it hundreds of times with the same kernel.
         cached = self._spectra
