@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
 from patchflow.networks.denoiser import Denoiser, level_of
+from patchflow.networks.proximal import ProximalNetwork
+from patchflow.networks.proximal_convolution import ConvolutionalProximalNetwork
 from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.numerics.patches import PatchSampler, common_channels, hold_out
 from patchflow.numerics.precision import Precision
@@ -32,16 +34,6 @@ from patchflow.numerics.precision import Precision
 _SMALLEST_LEVEL = 1 / 255
 # Validation: crops of so many pixels along a side, so many in all, each with every one of so many levels.
 _VALIDATION_SIDE, _VALIDATION_CROPS, _VALIDATION_LEVELS = 96, 12, 3
-
-
-class Constrainable(Protocol):
-    """A network that can be brought back to its constraint: all proximal networks."""
-
-    def constrain_(self) -> None:
-        """Bring the parameters back after a step."""
-
-    def finish_(self) -> None:
-        """Bring any parameters to the constraint, as far as it goes."""
 
 
 class Constrained:
@@ -56,7 +48,9 @@ class Constrained:
     """
 
     def __init__(
-        self, batches: Callable[[], Tensor | tuple[Tensor, Tensor]], network: Constrainable
+        self,
+        batches: Callable[[], Tensor | tuple[Tensor, Tensor]],
+        network: ProximalNetwork | ConvolutionalProximalNetwork,
     ) -> None:
         self.batches, self.network = batches, network
 

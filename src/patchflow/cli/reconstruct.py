@@ -106,7 +106,8 @@ def reconstruct(
             beside the discrepancy principle (about twenty reconstructions; of a stack for ct, on the first slice).
             patchnr: 0.1 suits any noise level, as the data term contains it (0.2 if it was trained with --smoothing);
             epll 0.2; wpp 100; dpir 0.23; pnp-pnn 1; tv and tgv: 0.56/noise times the share of pixels that were
-            measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions are missing.
+            measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions
+            are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
