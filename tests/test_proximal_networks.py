@@ -119,7 +119,7 @@ def test_a_dense_network_learns_on_its_manifold(retraction):
 
     network = ProximalNetwork(12, [24, 12], retraction=retraction)
     before = [layer.weight.detach().clone() for layer in network.layers]
-    result = pf.fit(Loss(network), Constrained(batches, network), steps=300, lr=1e-2)
+    result = pf.fit(Loss(network), Constrained(batches, network), steps=100, lr=2e-2)
     assert result.losses[-1] < 0.8 * result.losses[0]
     network.finish_()
     assert network.error < 1e-12

@@ -134,7 +134,7 @@ def load_dncnn(path: str | Path, *, level: float = 25 / 255) -> DnCNN:
     Raises:
         InputError: If the file is missing, damaged, or holds something else.
     """
-    state, layers = read_dncnn(path, level=level)
+    state, layers = read_dncnn(path)
     first = state["model.0.weight"]
     model = dncnn(channels=first.shape[1], level=level, layers=layers, width=first.shape[0])
     load_into(model, state, path)

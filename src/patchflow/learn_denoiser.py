@@ -92,7 +92,7 @@ class DenoisingLoss(Energy):
         if condition is None:
             raise InputError("A denoiser learns at noise levels; pass one for each image.")
         noisy = x + level_of(x, condition) * torch.randn_like(x)
-        squares = (self.denoiser(noisy, condition) - x).float().square().flatten(1).mean(1)
+        squares = (self.denoiser(noisy, condition) - x).square().flatten(1).mean(1)
         energy = squares / condition.clamp_min(_SMALLEST_LEVEL)
         if self.weight and isinstance(self.denoiser, ProximalDenoiser):
             energy = energy + self.weight * self.denoiser.network.penalty()

@@ -58,12 +58,11 @@ class DnCNN(Denoiser):
         return x - self.model(scale * x) / scale
 
 
-def read_dncnn(path: str | Path, *, level: float | int = 25 / 255) -> tuple[dict[str, Tensor], int]:
+def read_dncnn(path: str | Path) -> tuple[dict[str, Tensor], int]:
     """Read published weights of a DnCNN: ``model.0.weight``, ``model.2.weight``, ... in a safetensors file.
 
     Args:
         path: The file.
-        level: The noise level that they were trained for.
 
     Returns:
         The weights, and the number of convolutions.
