@@ -1,9 +1,9 @@
-"""Denoising of the BSD68 images at hand at sigma 25/255: a proximal network trained here, DnCNN with given weights, noise.
+"""Denoising of the BSD68 images at hand, sigma 25/255: a proximal network trained here, DnCNN with given weights, noise.
 
-Run: python benchmarks/pnn_denoising.py --data DATA [--seconds 3600] [--gamma 5]. The network learns from bsd_train400, of
-which the first 8 images validate; DnCNN was trained by others. Prints the PSNR of each image, the measured Lipschitz
-constants of the network (at most 1 by construction) and of the denoiser, and whether the aim of at most 0.7 dB below DnCNN
-is reached. --model keeps the network, and takes it from there if it is there.
+Run: python benchmarks/pnn_denoising.py --data DATA [--seconds 3600] [--gamma 5]. The network learns from bsd_train400,
+of which the first 8 images validate; DnCNN was trained by others. Prints the PSNR of each image, the measured Lipschitz
+constants of the network (at most 1 by construction) and of the denoiser, and whether the aim of at most 0.7 dB below
+DnCNN is reached. --model keeps the network, and takes it from there if it is there.
 """
 
 import argparse

@@ -117,7 +117,10 @@ def test_the_loss_is_the_expected_error_of_a_known_denoiser():
 
 def test_training_helps_and_keeps_the_constraint(single_precision):
     x = waves(64, 64)
-    for denoiser in (pf.drunet(widths=[4, 8], blocks=1, low=0.1, high=0.1), pf.pnn(level=0.1, **SMALL)):
+    for denoiser in (
+        pf.drunet(widths=[4, 8], blocks=1, low=0.1, high=0.1),
+        pf.pnn(level=0.1, **SMALL),
+    ):
         result = pf.learn_denoiser(denoiser, [x], steps=120, crop=16, batch=4, lr=1e-2, average=0.9)
         # Noise of 0.1 has 20 dB.
         assert -result.best > 21

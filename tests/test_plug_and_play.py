@@ -44,7 +44,9 @@ def test_fixed_points_of_shrinkage_are_those_of_tikhonov(problem, name):
     expected = operator.solve(operator.adjoint(y), STD**2 * a)
     assert found.converged
     assert torch.allclose(found.x, expected, atol=1e-9)
-    assert all(after <= before for before, after in zip(found.history, found.history[1:], strict=False))
+    assert all(
+        after <= before for before, after in zip(found.history, found.history[1:], strict=False)
+    )
 
 
 def test_admm_is_the_published_loop(problem):
@@ -174,13 +176,11 @@ CONDITIONS = [
 def test_conditions_are_enforced(problem, forward, both, message):
     likelihood, y = problem
     init = likelihood.operator.initial(y)
+    solve, options = pf.forward_backward, {"averagedness": 0.5} | forward
+    if "ADMM" in message or (both and not forward):
+        solve, options = pf.admm, {"averagedness": 0.5, "step": 0.01} | both
     with pytest.raises(pf.InputError, match=message):
-        if "ADMM" in message or (both and not forward):
-            pf.admm(
-                likelihood, shrink, y, init, **({"averagedness": 0.5, "step": 0.01} | both)
-            )
-        else:
-            pf.forward_backward(likelihood, shrink, y, init, **({"averagedness": 0.5} | forward))
+        solve(likelihood, shrink, y, init, **options)
 
 
 def test_more_is_refused_in_one_sentence(problem):

@@ -135,7 +135,9 @@ def dense(convolution, side):
     return convolution(basis).flatten(1).mT.detach()
 
 
-@pytest.mark.parametrize(("channels", "features", "size"), [(2, 5, 3), (1, 3, 3), (3, 2, 3), (2, 2, 1)])
+@pytest.mark.parametrize(
+    ("channels", "features", "size"), [(2, 5, 3), (1, 3, 3), (3, 2, 3), (2, 2, 1)]
+)
 def test_convolutions_against_dense_matrices(channels, features, size):
     convolution = ParsevalConvolution(channels, features, size).requires_grad_(False)
     convolution.weight.add_(0.05 * torch.randn_like(convolution.weight))
