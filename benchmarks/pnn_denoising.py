@@ -1,4 +1,4 @@
-"""Denoising of the BSD68 images at hand, sigma 25/255: a proximal network trained here, DnCNN with given weights, noise.
+"""Denoising of the BSD68 images at hand, sigma 25/255: a proximal network trained here, DnCNN with given weights.
 
 Run: python benchmarks/pnn_denoising.py --data DATA [--seconds 3600] [--gamma 5]. The network learns from bsd_train400,
 of which the first 8 images validate; DnCNN was trained by others. Prints the PSNR of each image, the measured Lipschitz
