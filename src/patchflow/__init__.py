@@ -44,6 +44,8 @@ from patchflow.errors import InputError as InputError
 from patchflow.errors import NumericalError as NumericalError
 from patchflow.fit import Fit as Fit
 from patchflow.fit import fit as fit
+from patchflow.fixed_points import admm as admm
+from patchflow.fixed_points import forward_backward as forward_backward
 from patchflow.io.checkpoint import ModelHeader as ModelHeader
 from patchflow.io.checkpoint import library_version as _library_version
 from patchflow.io.checkpoint import load_model as load_model
@@ -56,6 +58,7 @@ from patchflow.io.posterior import read_posterior as read_posterior
 from patchflow.io.posterior import write_posterior as write_posterior
 from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
+from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
 from patchflow.learn_mixture import learn_epll as learn_epll
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
@@ -66,10 +69,14 @@ from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
 from patchflow.models import alr as alr
 from patchflow.models import coupling_flow as coupling_flow
+from patchflow.models import dncnn as dncnn
+from patchflow.models import drunet as drunet
 from patchflow.models import epll as epll
 from patchflow.models import load as load
+from patchflow.models import load_dncnn as load_dncnn
 from patchflow.models import local_ar as local_ar
 from patchflow.models import patch_nr as patch_nr
+from patchflow.models import pnn as pnn
 from patchflow.models import save as save
 from patchflow.models import wpp as wpp
 from patchflow.numerics.patches import PatchSampler as PatchSampler

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
-from patchflow.numerics.patches import PatchSampler, extract_patches
+from patchflow.numerics.patches import PatchSampler, extract_patches, hold_out
 from patchflow.numerics.precision import Precision
 from patchflow.priors.patch import PatchPrior
 
@@ -93,7 +93,7 @@ def learn_patches(
         )
     added = math.sqrt(prior.smoothing**2 - noise**2)
     if not validation:
-        images, validation = _hold_out(images, holdout, prior.size)
+        images, validation = hold_out(images, holdout, prior.size)
     sampler = PatchSampler(images, prior.size, batch, dihedral=dihedral, noise=added)
     patches = validation_patches(validation, prior.size, noise=added)
     energy = prior.patch_energy
@@ -129,22 +129,3 @@ def validation_patches(images: Sequence[Tensor], size: int, *, noise: float | in
     order = torch.randperm(len(patches), generator=generator)
     patches = patches[order[:VALIDATION_PATCHES]]
     return patches + noise * torch.randn(patches.shape, generator=generator).to(patches)
-
-
-def _hold_out(
-    images: Sequence[Tensor], fraction: float, size: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    if not 0 < fraction <= 0.5:
-        raise InputError(f"The held-out fraction is {fraction}; use one above 0 and at most 0.5.")
-    kept, held = [], []
-    for image in images:
-        rows = max(size, round(fraction * image.shape[2]))
-        if image.shape[2] - rows < size:
-            raise InputError(
-                f"An image of {image.shape[2]} x {image.shape[3]} pixels is too small to hold out a part of it with "
-                "patches "
-                f"of {size} x {size}; give a validation image or a larger training image."
-            )
-        kept.append(image[:, :, :-rows])
-        held.append(image[:, :, -rows:])
-    return kept, held

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from patchflow.energy import Energy
 from patchflow.errors import InputError
+from patchflow.networks.denoiser import Denoiser
+from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -20,6 +21,7 @@ from patchflow.reconstruct import (
     deep_image_prior,
     epll,
     generalized_variation,
+    plug_and_play,
     total_variation,
     variational,
     wasserstein_patch,
@@ -40,7 +42,7 @@ class CriticSetting(NamedTuple):
 CRITICS = {"alr": CriticSetting(20.0, 72, 0.02), "local_ar": CriticSetting(40.0, 45, 0.02)}
 
 # What ``patchflow train`` calls a method's model, where that is another name.
-_TRAIN = {"patchnr": "patch-nr"}
+_TRAIN = {"patchnr": "patch-nr", "dpir": "denoiser", "pnp-pnn": "pnn"}
 
 
 class Task(NamedTuple):
@@ -51,7 +53,7 @@ class Task(NamedTuple):
         y: The measurement.
         init: The start image.
         weight: The weight of the prior.
-        prior: The learned prior, for methods that need one.
+        prior: The learned prior or denoiser, for methods that need one.
         callback: Called after each step, see :func:`patchflow.solve.minimize`; not by splitting methods.
         progress: Show a progress line.
     """
@@ -60,7 +62,7 @@ class Task(NamedTuple):
     y: Tensor
     init: Tensor
     weight: float
-    prior: Energy | None = None
+    prior: nn.Module | None = None
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
     progress: bool = False
 
@@ -78,11 +80,11 @@ class Method(NamedTuple):
 
     name: str
     solve: Callable[[Task], Solution]
-    weight: Callable[[GaussianLikelihood, Energy | None], float]
+    weight: Callable[[GaussianLikelihood, nn.Module | None], float]
     models: tuple[str, ...] = ()
     solves: Callable[[GaussianLikelihood], bool] = lambda likelihood: True
 
-    def check_prior(self, prior: Energy | None) -> None:
+    def check_prior(self, prior: nn.Module | None) -> None:
         """Refuse a missing prior, and that of another method.
 
         Raises:
@@ -176,7 +178,7 @@ def _variational(task: Task) -> Solution:
     )
 
 
-def critic_setting(prior: Energy | None) -> CriticSetting:
+def critic_setting(prior: nn.Module | None) -> CriticSetting:
     """That of the critic's form, the small one if it is of none."""
     form = "alr" if prior is None else vars(prior).get("made_by", ("alr",))[0]
     return CRITICS.get(form, CRITICS["alr"])
@@ -210,16 +212,42 @@ def _wpp(task: Task) -> Solution:
     )
 
 
-def _bm3d_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+def _dpir(task: Task) -> Solution:
+    assert isinstance(task.prior, Denoiser)
+    return plug_and_play.dpir(
+        task.likelihood,
+        task.prior,
+        task.y,
+        task.init,
+        levels=plug_and_play.noise_levels(task.likelihood),
+        weight=task.weight,
+        progress=task.progress,
+    )
+
+
+def _pnp_pnn(task: Task) -> Solution:
+    assert isinstance(task.prior, ProximalDenoiser)
+    return plug_and_play.reconstruct(
+        task.likelihood,
+        task.prior,
+        task.y,
+        task.init,
+        weight=task.weight,
+        callback=task.callback,
+        progress=task.progress,
+    )
+
+
+def _bm3d_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     return 1.0 if bm3d.is_direct(likelihood.operator) else bm3d.DEFAULT_WEIGHT
 
 
-def _patchnr_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+def _patchnr_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     smoothed = isinstance(prior, PatchPrior) and prior.smoothing > 0
     return variational.SMOOTHED_WEIGHT if smoothed else variational.DEFAULT_WEIGHT
 
 
-def _variation_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+def _variation_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     """The best weight of total variation in denoising and super-resolution, in nats: as the data say more, it grows."""
     operator = likelihood.operator
     height, width = operator.domain_shape
@@ -250,6 +278,13 @@ METHODS = {
             tuple(CRITICS),
         ),
         Method("dip-tv", _dip, _variation_weight),
+        Method(
+            "dpir",
+            _dpir,
+            lambda likelihood, prior: plug_and_play.DEFAULT_WEIGHT,
+            ("drunet", "dncnn"),
+        ),
+        Method("pnp-pnn", _pnp_pnn, lambda likelihood, prior: plug_and_play.PNN_WEIGHT, ("pnn",)),
         Method("patchnr", _variational, _patchnr_weight, ("patch_nr",)),
     )
 }

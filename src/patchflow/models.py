@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from patchflow.denoiser_models import dncnn as dncnn
+from patchflow.denoiser_models import drunet as drunet
+from patchflow.denoiser_models import load_dncnn as load_dncnn
+from patchflow.denoiser_models import pnn as pnn
 from patchflow.errors import InputError
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
@@ -20,7 +24,10 @@ from patchflow.patch_models import wpp as wpp
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_MODELS = {make.__name__: make for make in (alr, coupling_flow, epll, local_ar, patch_nr, wpp)}
+_MODELS = {
+    make.__name__: make
+    for make in (alr, coupling_flow, dncnn, drunet, epll, local_ar, patch_nr, pnn, wpp)
+}
 
 
 def save(

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow import models
 from patchflow.cli.notes import choose
-from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.methods import METHODS, Task, critic_setting
+from patchflow.networks.denoiser import Denoiser
 from patchflow.papers.presets import PRESETS
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
@@ -21,11 +21,28 @@ from patchflow.reconstruct import variational
 from patchflow.solution import Solution
 
 ImageMethod = Literal[
-    "patchnr", "epll", "wpp", "local-ar", "tv", "tgv", "tikhonov", "bm3d", "dip-tv"
+    "patchnr",
+    "epll",
+    "wpp",
+    "local-ar",
+    "tv",
+    "tgv",
+    "tikhonov",
+    "bm3d",
+    "dip-tv",
+    "dpir",
+    "pnp-pnn",
 ]
+# What a model file of a method holds.
+Prior = PatchPrior | MultiscalePrior | Denoiser
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
-# Methods of half-quadratic splitting, whose record is no energy.
-SPLITTING = ("epll", "bm3d")
+# Methods of splitting, whose record is no energy: what it is, and its axis.
+SPLITTING = {
+    "epll": ("image to its denoised one", "relative distance"),
+    "bm3d": ("image to its denoised one", "relative distance"),
+    "dpir": ("image to its denoised one", "relative distance"),
+    "pnp-pnn": ("step", "root mean square"),
+}
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid.
 _VARIATIONAL = ("patchnr", "local-ar")
 # Of patchnr: the steps and Adam's peak step.
@@ -78,7 +95,7 @@ class Solver:
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
 
-    def prior(self, path: str | None) -> PatchPrior | MultiscalePrior | None:
+    def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.
 
         Raises:
@@ -92,16 +109,16 @@ class Solver:
         if path is None:
             chosen.check_prior(None)
             return None
-        prior = models.load(path, Energy)
+        prior = _load(path, published="dncnn" in chosen.models)
         chosen.check_prior(prior)
-        assert isinstance(prior, PatchPrior | MultiscalePrior)
+        assert isinstance(prior, Prior)
         return prior
 
     def run(
         self,
         likelihood: GaussianLikelihood,
         y: Tensor,
-        prior: PatchPrior | MultiscalePrior | None,
+        prior: Prior | None,
         follow: Follow | None,
     ) -> tuple[Solution, float, list[str]]:
         """Reconstruct.
@@ -126,9 +143,7 @@ class Solver:
         choice, notes = choose(solve, likelihood, y, start=default, level="--noise")
         return choice.solution, choice.weight, notes
 
-    def _default_weight(
-        self, likelihood: GaussianLikelihood, prior: PatchPrior | MultiscalePrior | None
-    ) -> float:
+    def _default_weight(self, likelihood: GaussianLikelihood, prior: Prior | None) -> float:
         chosen = PRESETS if self.preset == "paper" else METHODS
         return chosen[self.method].weight(likelihood, prior)
 
@@ -137,7 +152,7 @@ class Solver:
         likelihood: GaussianLikelihood,
         y: Tensor,
         weight: float,
-        prior: PatchPrior | MultiscalePrior | None,
+        prior: Prior | None,
         follow: Follow | None,
     ) -> Solution:
         init = likelihood.operator.initial(y)
@@ -160,3 +175,16 @@ class Solver:
             callback=follow,
             progress=True,
         )
+
+
+def _load(path: str, *, published: bool) -> nn.Module:
+    """Read a model file, or, where that serves, weights of a DnCNN as they are published, without our header."""
+    try:
+        return models.load(path, nn.Module)
+    except InputError as error:
+        if not published:
+            raise
+        try:
+            return models.load_dncnn(path)
+        except InputError:
+            raise error from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.image_methods import SPLITTING, ImageMethod, Solver
+from patchflow.cli.image_methods import SPLITTING, ImageMethod, Prior, Solver
 from patchflow.cli.notes import convergence
 from patchflow.cli.options import (
     check_output,
@@ -28,7 +28,6 @@ from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
 from patchflow.metrics import psnr, ssim
-from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct.epll import component_map
@@ -89,9 +88,11 @@ def reconstruct(
             (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
         method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
             variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
-            play; extra bm3d), or dip-tv (deep image prior); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or
-            fbp (filtered backprojection).
-        prior: The model file of patchflow train patch-nr, epll, wpp or local-ar, whichever the method needs.
+            play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), or
+            pnp-pnn (with a proximal network, convergent); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp
+            (filtered backprojection).
+        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser or pnn, whichever the method
+            needs; for dpir also published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
@@ -104,8 +105,9 @@ def reconstruct(
         weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
             beside the discrepancy principle (about twenty reconstructions; of a stack for ct, on the first slice).
             patchnr: 0.1 suits any noise level, as the data term contains it (0.2 if it was trained with --smoothing);
-            epll 0.2; wpp 100; tv and tgv: 0.56/noise times the share of pixels that were measured. ct, for LoDoPaB's
-            scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions are missing.
+            epll 0.2; wpp 100; dpir 0.23; pnp-pnn 1; tv and tgv: 0.56/noise times the share of pixels that were
+            measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions
+            are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
@@ -216,7 +218,7 @@ def _report(
     init: Tensor,
     solution: Solution,
     truth: Tensor | None,
-    prior: PatchPrior | MultiscalePrior | None,
+    prior: Prior | None,
     notes: list[str],
     seconds: float,
 ) -> Report:
@@ -262,7 +264,5 @@ def _report(
 
 
 def _curves(method: str, history: list[float]) -> list[Curve]:
-    label, axis = "energy", "energy [nats]"
-    if method in SPLITTING:
-        label, axis = "image to its denoised one", "relative distance"
+    label, axis = SPLITTING.get(method, ("energy", "energy [nats]"))
     return [Curve(label, list(range(len(history))), history, axis)] if history else []

@@ -175,3 +175,34 @@ class PatchSampler:
             offsets = offsets.gather(1, self.orders[turn])
         patches = self.pixels[self.starts[chosen, None] + offsets]
         return patches + self.noise * torch.randn_like(patches) if self.noise else patches
+
+
+def hold_out(
+    images: Sequence[Tensor], fraction: float, size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Cut the lowest rows off each image, for a validation.
+
+    Args:
+        images: Images, each (1, channels, height, width).
+        fraction: What is cut off, in (0, 0.5]; at least the rows of one patch.
+        size: Side length of a patch.
+
+    Returns:
+        What is left of the images, and what was cut off.
+
+    Raises:
+        InputError: If the fraction is out of range, or an image too small.
+    """
+    if not 0 < fraction <= 0.5:
+        raise InputError(f"The held-out fraction is {fraction}; use one above 0 and at most 0.5.")
+    kept, held = [], []
+    for image in images:
+        rows = max(size, round(fraction * image.shape[2]))
+        if image.shape[2] - rows < size:
+            raise InputError(
+                f"An image of {image.shape[2]} x {image.shape[3]} pixels is too small to hold out a part of it with "
+                f"patches of {size} x {size}; give a validation image or a larger training image."
+            )
+        kept.append(image[:, :, :-rows])
+        held.append(image[:, :, -rows:])
+    return kept, held

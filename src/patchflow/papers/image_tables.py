@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
 from patchflow.methods import Task, by_name
@@ -31,7 +30,7 @@ from patchflow.table import IMAGE_METRICS
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
     *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
-    *("patchnr-90s", "patchnr", "dip-tv"),
+    *("pnp-pnn", "dpir", "patchnr-90s", "patchnr", "dip-tv"),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
@@ -60,7 +59,7 @@ def run(
         methods: Which of :data:`METHODS`.
         images: Number of test images of the material; all for super-resolution, else two by default.
         models: Folder in which learned models are kept and looked for.
-        seconds: Training time of patchNR; ``patchnr-90s`` always learns for 90 seconds.
+        seconds: Training time of patchNR and of the denoisers; ``patchnr-90s`` always learns for 90 seconds.
         seed: Seed of training and noise: image k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -129,7 +128,7 @@ def run(
     return Outcome(table, outcome.records, first_pictures(outcome, cases, ordered, regions))
 
 
-def learned(method: str, material: str, library: Library, data: Path) -> Energy | None:
+def learned(method: str, material: str, library: Library, data: Path) -> nn.Module | None:
     """The prior of a method for a material, or None if it needs none."""
 
     def pupils() -> tuple[Images, Images]:

@@ -143,7 +143,11 @@ def run(
     if prior is not None:
         library.priors["patchnr-lung"] = prior
     ordered = [method for method in METHODS if method in methods]
-    priors = {method: library.prior(method, "lung", pupils) for method in ordered}
+    priors: dict[str, Energy | None] = {}
+    for method in ordered:
+        learned = library.prior(method, "lung", pupils)
+        assert learned is None or isinstance(learned, Energy)
+        priors[method] = learned
     first = cases[0]
     repeats = [
         first._replace(y=slices.simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from patchflow.energy import Energy
 from patchflow.methods import METHODS, Task
 from patchflow.networks.skip import SkipNet
 from patchflow.numerics.patches import grid_shape
@@ -57,7 +56,7 @@ class Preset(NamedTuple):
         solve: Does it, with the weight of the task.
     """
 
-    weight: Callable[[GaussianLikelihood, Energy | None], float]
+    weight: Callable[[GaussianLikelihood, nn.Module | None], float]
     solve: Callable[[Task], Solution]
 
 
@@ -74,7 +73,7 @@ PATIENCE = 1000
 
 
 def _patch_weight(
-    procedure: PatchProcedure, likelihood: GaussianLikelihood, prior: Energy | None
+    procedure: PatchProcedure, likelihood: GaussianLikelihood, prior: nn.Module | None
 ) -> float:
     assert isinstance(prior, PatchPrior)
     return altekrueger.weight_of_lambda(
@@ -106,7 +105,7 @@ def _patches(procedure: PatchProcedure) -> Preset:
     return Preset(partial(_patch_weight, procedure), partial(_patch_solve, procedure))
 
 
-def _wpp_weight(likelihood: GaussianLikelihood, prior: Energy | None) -> float:
+def _wpp_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     assert isinstance(prior, MultiscalePrior)
     rows, columns = grid_shape(likelihood.operator.domain_shape, prior.size)
     scaled = len(prior.priors) * WPP_LAMBDA / likelihood.std**2

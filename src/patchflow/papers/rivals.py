@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow import models
-from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.fit import Fit
 from patchflow.learn import learn_patches
+from patchflow.learn_denoiser import learn_denoiser
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
 from patchflow.methods import by_name
-from patchflow.models import patch_nr
+from patchflow.models import drunet, patch_nr, pnn
+from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.priors.expectation_maximization import MixtureFit
 
@@ -30,6 +31,9 @@ SHORT_SECONDS = 90.0
 # without smoothing 28.22 dB, with .01 28.21, with .02 28.27; 8 x 8 with .02 28.31.
 SIZE, SMOOTHING = 8, 0.02
 
+# Noise level of the network of pnp-pnn: to be tuned together with its weight.
+PNN_LEVEL = 10 / 255
+
 Images = Sequence[Tensor]
 
 
@@ -39,7 +43,7 @@ class Lesson(NamedTuple):
     Attributes:
         images: The training images.
         validation: The validation images.
-        seconds: Training time of patchNR.
+        seconds: Training time of patchNR and of the denoisers.
     """
 
     images: Images
@@ -47,7 +51,7 @@ class Lesson(NamedTuple):
     seconds: float
 
 
-Teacher = Callable[[Lesson], Energy]
+Teacher = Callable[[Lesson], nn.Module]
 
 
 def check_finished(record: Fit | MixtureFit) -> None:
@@ -61,25 +65,25 @@ def check_finished(record: Fit | MixtureFit) -> None:
         raise KeyboardInterrupt
 
 
-def _epll(lesson: Lesson) -> Energy:
+def _epll(lesson: Lesson) -> nn.Module:
     prior, record = learn_epll(lesson.images, progress=True)
     check_finished(record)
     return prior
 
 
-def _local_ar(lesson: Lesson) -> Energy:
+def _local_ar(lesson: Lesson) -> nn.Module:
     prior, record = prost.learn(prost.SMALL, lesson.images, progress=True)
     check_finished(record)
     return prior
 
 
-def _patchnr(lesson: Lesson, seconds: float) -> Energy:
+def _patchnr(lesson: Lesson, seconds: float) -> nn.Module:
     return learn_patchnr(lesson._replace(seconds=seconds))
 
 
 def learn_patchnr(
     lesson: Lesson, *, size: int = SIZE, smoothing: float = SMOOTHING, padding: int = 0
-) -> Energy:
+) -> nn.Module:
     """A patchNR, learned for the time of the lesson."""
     prior = patch_nr(size=size, smoothing=smoothing, padding=padding)
     record = learn_patches(
@@ -94,6 +98,20 @@ def learn_patchnr(
     return prior
 
 
+def _denoiser(lesson: Lesson, denoiser: Denoiser) -> nn.Module:
+    """A denoiser, learned for the time of the lesson."""
+    record = learn_denoiser(
+        denoiser,
+        lesson.images,
+        lesson.validation,
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return denoiser
+
+
 TEACHERS: dict[str, Teacher] = {
     "epll": _epll,
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2),
@@ -101,6 +119,8 @@ TEACHERS: dict[str, Teacher] = {
     "local-ar": _local_ar,
     "patchnr-90s": lambda lesson: _patchnr(lesson, SHORT_SECONDS),
     "patchnr": learn_patchnr,
+    "dpir": lambda lesson: _denoiser(lesson, drunet()),
+    "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
 }
 
 
@@ -109,7 +129,7 @@ class Library:
 
     Args:
         folder: Where models are kept: read if they are there, else written; None for nowhere.
-        seconds: Training time of patchNR.
+        seconds: Training time of patchNR and of the denoisers.
         seed: Seed of the trainings.
         teachers: How each method learns; methods that are not there need no prior.
 
@@ -128,12 +148,12 @@ class Library:
             raise InputError(f"There is no folder {folder} to keep the models in; make it.")
         self.teachers = teachers
         self.folder, self.seconds, self.seed = folder, seconds, seed
-        self.priors: dict[str, Energy] = {}
+        self.priors: dict[str, nn.Module] = {}
         self.trainings: dict[str, float] = {}
 
     def prior(
         self, method: str, material: str, pupils: Callable[[], tuple[Images, Images]]
-    ) -> Energy | None:
+    ) -> nn.Module | None:
         """The prior of a method for a material, or None if it needs none.
 
         Args:
@@ -166,7 +186,7 @@ class Library:
         return self.priors[key]
 
 
-def _load(path: Path, method: str) -> Energy:
-    prior = models.load(path, Energy)
+def _load(path: Path, method: str) -> nn.Module:
+    prior = models.load(path, nn.Module)
     by_name(method).check_prior(prior)
     return prior
