@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/patchflow demo --output demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -16,7 +16,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     torch.set_default_dtype(getattr(torch, config.getoption("--dtype")))
     torch.set_default_device(config.getoption("--device"))
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # Beside other workers more threads than free cores would wait for each other.
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    torch.set_num_threads(min(2, os.cpu_count() or 1) if alone else 1)
 
 
 @pytest.fixture(autouse=True)
