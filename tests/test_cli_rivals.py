@@ -145,7 +145,7 @@ def test_mistakes_are_refused_in_one_sentence(files, capsys):
     refused(
         capsys, [*run, "--method=tv", "--steps=5"], "--steps 5 says nothing about the method tv"
     )
-    refused(capsys, [*run, "--method=tv", "--preset=paper"], "paper is that of patchnr")
+    refused(capsys, [*run, "--method=tv", "--preset=paper"], "local-ar, wpp, dip-tv, not of tv")
     refused(capsys, [*run, "--method=tv", "--weight=best"], "must be a number or auto")
     ct = [*run, "--problem=ct", "--method=tv"]
     refused(capsys, [*ct, "--weight=best"], "'best' but must be a number or auto")

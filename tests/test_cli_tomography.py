@@ -218,7 +218,8 @@ def test_the_automatic_weight_is_told_and_good(sinogram, capsys):
     for factor in (0.25, 4):
         assert main([*run, f"--weight={factor * float(told)}"]) == 0
         found[factor] = quality("x.npy")
-    assert found[1] > max(found[0.25], found[4])
+    # Within what is aimed at of either side, of which one is much worse.
+    assert max(found.values()) - 0.15 < found[1] > min(found.values()) + 1
 
 
 @pytest.mark.parametrize(
