@@ -137,7 +137,7 @@ def test_the_penalty_takes_the_place_of_the_projection(single_precision):
         for convolution in denoiser.network._convolutions():
             convolution.weight.mul_(1.5)
         before = float(denoiser.network.penalty())
-    pf.fit(energy, lambda: (torch.rand(2, 1, 12, 12), torch.full((2,), 0.1)), steps=60, lr=1e-2)
+    pf.fit(energy, lambda: (torch.rand(2, 1, 12, 12), torch.full((2,), 0.1)), steps=150, lr=1e-2)
     assert float(denoiser.network.penalty()) < 0.1 * before
     with pytest.raises(pf.InputError, match="Parseval penalty is 1.0 for a DRUNet"):
         DenoisingLoss(pf.drunet(), penalty=1.0)
@@ -182,7 +182,6 @@ def test_an_interrupted_training_is_resumed_bit_by_bit(tmp_path, single_precisio
         (lambda: pf.drunet(preset="big"), "preset is 'big'"),
         (lambda: pf.dncnn(layers=1), "Got 1 layers"),
         (lambda: pf.pnn(gamma=0.0), "Got gamma 0.0"),
-        (lambda: pf.pnn(activation="sine"), "activation is 'sine'"),
         (lambda: pf.drunet(channels=0), "have 0 channels"),
         (lambda: DenoisingLoss(pf.drunet())(torch.zeros(1, 1, 8, 8)), "learns at noise levels"),
     ],
@@ -238,7 +237,7 @@ def test_mistakes_on_the_command_line(files, capsys):
         assert message in line
         assert "\n" not in line
 
-    run = ["reconstruct", "y.tif", "--problem=denoising"]
+    run = ["reconstruct", "y.tif", "--problem=denoising", "--noise=0.1"]
     refused([*run, "--method=dpir"], "train one with patchflow train denoiser")
     refused([*run, "--method=pnp-pnn"], "train one with patchflow train pnn")
     refused([*run, "--method=dpir", "--prior=nowhere.safetensors"], "nowhere.safetensors")

@@ -148,7 +148,7 @@ def test_nan_stops_with_advice_and_keeps_the_best():
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match="time limit is 0"):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, budget=0.0)
-    with pytest.raises(InputError, match="no trainable parameters"):
+    with pytest.raises(InputError, match="Nothing is trainable"):
         fit(Parabola().requires_grad_(False), lambda: torch.ones(4, 1), steps=1)
     with pytest.raises(InputError, match="nothing to resume from"):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, resume=True)

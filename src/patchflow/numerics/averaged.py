@@ -133,15 +133,19 @@ def measured_lipschitz(
     # The start is the same for all calls, so that two measurements of one operator agree.
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator).to(x)
-    pullback = torch.func.vjp(apply, x)[1]
     tiny = torch.finfo(x.dtype).tiny
     norms = x.new_zeros(len(x))
-    with torch.no_grad():
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        y = apply(x)
+        # J v is the derivative of J'u in u: torch's forward mode takes a minute to load.
+        u = torch.zeros_like(y, requires_grad=True)
+        (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
         for _ in range(iterations):
             v = v / _norms(v).clamp_min(tiny).view(-1, *[1] * (x.ndim - 1))
-            pushed = torch.func.jvp(apply, (x,), (v,))[1]
+            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
             norms = _norms(pushed)
-            v = pullback(pushed)[0]
+            (v,) = torch.autograd.grad(y, x, pushed, retain_graph=True)
     return norms.detach()
 
 
