@@ -2,8 +2,8 @@ r"""Learn a denoiser from images: random crops, fresh noise in every step, and n
 
 The training loss of a denoiser is an energy of its parameters,
 
-.. math:: E(x \mid \sigma) = \frac{1}{\sigma n} \|D(x + \sigma \varepsilon, \sigma) - x\|^2, \qquad \varepsilon \sim
-N(0, I),
+.. math:: E(x \mid \sigma) = \frac{1}{\sigma n} \|D(x + \sigma \varepsilon, \sigma) - x\|^2,
+          \qquad \varepsilon \sim N(0, I),
 
 for :math:`n` pixels. The squared error grows about as the noise level, so that dividing by it lets all levels count.
 """

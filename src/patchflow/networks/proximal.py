@@ -8,8 +8,8 @@ A layer with a matrix :math:`T` on the Stiefel manifold is
 with an activation that is increasing and has slopes of at most one, that is, a proximal map on the line. From
 :math:`\langle \sigma(u) - \sigma(v), u - v\rangle \ge |\sigma(u) - \sigma(v)|^2` and :math:`\|T\| \le 1` follows
 
-.. math:: \langle \Phi(x) - \Phi(x'), x - x'\rangle \ge \|\sigma(Tx + b) - \sigma(Tx' + b)\|^2 \ge \|\Phi(x) -
-\Phi(x')\|^2:
+.. math:: \langle \Phi(x) - \Phi(x'), x - x'\rangle \ge \|\sigma(Tx + b) - \sigma(Tx' + b)\|^2
+          \ge \|\Phi(x) - \Phi(x')\|^2:
 
 :math:`\Phi` is firmly nonexpansive, and for this :math:`\|T\| \le 1` suffices. With a square :math:`T` it is the
 proximal map of :math:`x \mapsto f(T x + b)` if :math:`\sigma` is that of :math:`f`. :math:`K` layers are
