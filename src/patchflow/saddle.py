@@ -31,6 +31,7 @@ from patchflow.numerics.linalg import power_iteration
 from patchflow.priors.differences import Differences, Fields
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood, ProximableNoise
 from patchflow.problems.projector import Projector
+from patchflow.problems.sampling import Mask
 from patchflow.splitting import Saddle
 
 # The image is padded by this factor, so that what leaves it does not come in on the other side.
@@ -93,6 +94,9 @@ class ProximalSaddle(_Regularised):
         steps: Steps,
     ) -> None:
         super().__init__(prior, weight, steps.sigmas)
+        if isinstance(likelihood.operator, Mask):
+            # What a file holds where nothing was measured would drown the gap in a constant of the energy.
+            y = likelihood.operator(y)
         self.likelihood, self.y, self.taus = likelihood, y, steps.taus
 
     def start(self, x: Tensor) -> tuple[Fields, Fields]:
