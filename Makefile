@@ -46,6 +46,7 @@ benchmark: $(STAMP)
 	$(BIN)/patchflow benchmark zero-shot-superresolution --data $(DATA) --threads 2 \
 		--json benchmarks/results/zero-shot-superresolution.json --csv benchmarks/results/zero-shot-superresolution.csv
 	$(BIN)/python benchmarks/epll.py --data $(DATA)
+	$(BIN)/python benchmarks/auto_weight.py --data $(DATA) --models benchmarks/models
 	for problem in ct-low-dose ct-limited-angle; do \
 		$(BIN)/patchflow benchmark $$problem --data $(DATA) --threads 2 \
 			--json benchmarks/results/$$problem.json --csv benchmarks/results/$$problem.csv || exit 1; \

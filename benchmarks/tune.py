@@ -3,7 +3,7 @@
 Run: python benchmarks/tune.py --data DATA --models FOLDER [--problems deblurring ...] [--methods tv ...]. Of the
 validation image a corner of 300 x 300 pixels is taken (--side), which holds the hole of inpainting; it is four times
 faster than the whole.
-A grid of factors of two around the default, extended while its end is best; then the two neighbours at a factor
+A grid of factors of two around the default, extended while its end is best, up to twelve weights; then the two neighbours at a factor
 of the square root of two. Prints what belongs into src/patchflow/papers/tuned.py.
 """
 
@@ -68,7 +68,8 @@ def search(problem, case, method):
     default = chosen.weight(case.likelihood, prior)
     for factor in (0.5, 1, 2):
         attempt(factor * default)
-    while max(tried, key=tried.get) in (min(tried), max(tried)):
+    # Where a constraint is all that counts, ever smaller weights are as good.
+    while max(tried, key=tried.get) in (min(tried), max(tried)) and len(tried) < 12:
         best = max(tried, key=tried.get)
         attempt(best / 2 if best == min(tried) else best * 2)
     best = max(tried, key=tried.get)

@@ -46,8 +46,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.035,
     },
     ("inpainting", "80 % missing"): {
-        "tv": 0.03,
-        "tgv": 0.0055,
+        "tv": 0.35,
         "wpp": 71.0,
         "wpp-sinkhorn": 0.53,
         "local-ar": 1.2,
