@@ -3,8 +3,8 @@
 Run: python benchmarks/tune.py --data DATA --models FOLDER [--problems deblurring ...] [--methods tv ...]. Of the
 validation image a corner of 300 x 300 pixels is taken (--side), which holds the hole of inpainting; it is four times
 faster than the whole.
-A grid of factors of two around the default, extended while its end is best, up to twelve weights; then the two neighbours at a factor
-of the square root of two. Prints what belongs into src/patchflow/papers/tuned.py.
+A grid of factors of two around the default, extended while its end is best, up to twelve weights; then the two
+neighbours at a factor of the square root of two. Prints what belongs into src/patchflow/papers/tuned.py.
 """
 
 import argparse
