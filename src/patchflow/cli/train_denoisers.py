@@ -140,7 +140,7 @@ def train_pnn(
         validation: A file to validate on; without it, a part of each training image is held out.
         holdout: Held-out fraction of each training image.
         level: The noise level, in units of the image range.
-        gamma: Factor of the published residual form, such as 1.99 or 5: better denoising, no guarantee.
+        gamma: Factor of the published residual form, such as 1.99 or 5: more freedom, no guarantee.
         width: Channels between the layers.
         features: Filters of each layer.
         size: Side length of the filters, odd.
