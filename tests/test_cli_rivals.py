@@ -14,6 +14,7 @@ import patchflow as pf
 from patchflow.cli import main
 from patchflow.errors import InputError
 from patchflow.io.images import read_image, write_image
+from patchflow.methods import METHODS, solver
 from patchflow.numerics.patches import PatchSampler
 from patchflow.papers import image_problems, image_tables
 from patchflow.papers.comparison import Case, compare
@@ -112,13 +113,17 @@ def test_the_automatic_weight_is_told_and_good(files, capsys):
     assert errors[1] < 0.8 * max(errors[0.25], errors[4])
 
 
+def replace_tv(monkeypatch, solve):
+    changed = METHODS["tv"]._replace(solve=solver(solve))
+    monkeypatch.setitem(METHODS, "tv", changed)
+
+
 def test_a_solver_that_stops_too_early_is_told(files, capsys, monkeypatch):
     run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", "--method=tv"]
     said = "Not converged: the solver stopped at its limit of 4 steps."
     assert main([*run, "-o", "x.tif"]) == 0
     assert "Not converged" not in capsys.readouterr().out
-    early = partial(total_variation.reconstruct, max_iterations=4)
-    monkeypatch.setattr(total_variation, "reconstruct", early)
+    replace_tv(monkeypatch, partial(total_variation.reconstruct, max_iterations=4))
     assert main([*run, "-o", "x.tif", "--report=page"]) == 0
     assert said in capsys.readouterr().out
     assert said in Path("page/report.html").read_text()
@@ -209,7 +214,7 @@ def test_a_table_goes_on_where_it_was_interrupted(data, capsys, monkeypatch):
         return solve(likelihood, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(total_variation, "reconstruct", interrupted)
+        replace_tv(patch, interrupted)
         refused(capsys, [*run[:-2], "--methods=[nlm]"], "no 'nlm'")
         assert main([*run, "--methods=[bicubic,tv]"]) == 2
     kept = read_csv("t.csv")

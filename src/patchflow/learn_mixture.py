@@ -25,7 +25,7 @@ def learn_epll(
     dihedral: bool = False,
     count: int | None = None,
     floor: float | int = 1e-6,
-    tolerance: float | int = 1e-3,
+    tolerance: float | int = 5e-3,
     max_iterations: int = 500,
     progress: bool = False,
 ) -> tuple[PatchPrior, MixtureFit]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from patchflow.networks.denoiser import Denoiser
 from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
-from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.operator import Identity
 from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import (
@@ -49,22 +50,24 @@ class Task(NamedTuple):
     """What a method is given.
 
     Attributes:
-        likelihood: The law of the measurement.
+        likelihood: The law of the measurement; that of images is Gaussian.
         y: The measurement.
         init: The start image.
         weight: The weight of the prior.
         prior: The learned prior or denoiser, for methods that need one.
         callback: Called after each step, see :func:`patchflow.solve.minimize`; not by splitting methods.
         progress: Show a progress line.
+        settings: Arguments of the solver instead of its defaults: steps, lr, stride and the like.
     """
 
-    likelihood: GaussianLikelihood
+    likelihood: Likelihood
     y: Tensor
     init: Tensor
     weight: float
     prior: nn.Module | None = None
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
     progress: bool = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 class Method(NamedTuple):
@@ -100,82 +103,61 @@ class Method(NamedTuple):
             raise InputError(f"{self.name} does not take a model of {made_by}; {command}")
 
 
-def _tv(task: Task) -> Solution:
-    return total_variation.reconstruct(
-        task.likelihood,
-        task.y,
-        task.init,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def solver(
+    solve: Callable[..., Solution],
+    *,
+    prior: type[nn.Module] | None = None,
+    start: bool = True,
+    followed: bool = True,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[Task], Solution]:
+    """Let a function of :mod:`patchflow.reconstruct` solve tasks.
+
+    Args:
+        solve: The function of likelihood, prior, measurement and start.
+        prior: The kind of prior that it takes, if any.
+        start: Whether it takes a start.
+        followed: Whether it takes a callback.
+        settings: Other arguments of it, which those of the task go before.
+    """
+
+    def run(task: Task) -> Solution:
+        given = (task.y, task.init) if start else (task.y,)
+        if prior is not None:
+            assert isinstance(task.prior, prior)
+            given = (task.prior, *given)
+        following = {"callback": task.callback} if followed else {}
+        return solve(
+            task.likelihood,
+            *given,
+            weight=task.weight,
+            progress=task.progress,
+            **following,
+            **{**settings, **task.settings},
+        )
+
+    return run
 
 
-def _tgv(task: Task) -> Solution:
-    return generalized_variation.reconstruct(
-        task.likelihood,
-        task.y,
-        task.init,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def _gaussian(task: Task) -> GaussianLikelihood:
+    assert isinstance(task.likelihood, GaussianLikelihood)
+    return task.likelihood
 
 
 def _tikhonov(task: Task) -> Solution:
-    return Solution(wiener.tikhonov(task.likelihood, task.y, weight=task.weight), [], 1, True)
+    return Solution(wiener.tikhonov(_gaussian(task), task.y, weight=task.weight), [], 1, True)
 
 
 def _bm3d(task: Task) -> Solution:
-    if bm3d.is_direct(task.likelihood.operator):
-        # The weight is that of the variance of the noise.
-        stronger = GaussianLikelihood(
-            task.likelihood.operator, task.likelihood.std * math.sqrt(task.weight)
-        )
-        if isinstance(stronger.operator, Identity):
-            return Solution(bm3d.denoise(task.y, stronger.std), [], 1, True)
-        return Solution(bm3d.deblur(stronger, task.y), [], 1, True)
-    return bm3d.reconstruct(
-        task.likelihood, task.y, task.init, weight=task.weight, progress=task.progress
-    )
-
-
-def _dip(task: Task) -> Solution:
-    return deep_image_prior.reconstruct(
-        task.likelihood,
-        task.y,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
-
-
-def _patch_prior(task: Task) -> PatchPrior:
-    assert isinstance(task.prior, PatchPrior)
-    return task.prior
-
-
-def _epll(task: Task) -> Solution:
-    return epll.reconstruct(
-        task.likelihood,
-        _patch_prior(task),
-        task.y,
-        task.init,
-        weight=task.weight,
-        progress=task.progress,
-    )
-
-
-def _variational(task: Task) -> Solution:
-    return variational.reconstruct(
-        task.likelihood,
-        _patch_prior(task),
-        task.y,
-        task.init,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
+    likelihood = _gaussian(task)
+    if not bm3d.is_direct(likelihood.operator):
+        return solver(bm3d.reconstruct, followed=False)(task)
+    # The weight is that of the variance of the noise.
+    std = likelihood.std * math.sqrt(task.weight)
+    if isinstance(likelihood.operator, Identity):
+        return Solution(bm3d.denoise(task.y, std), [], 1, True)
+    stronger = GaussianLikelihood(likelihood.operator, std)
+    return Solution(bm3d.deblur(stronger, task.y), [], 1, True)
 
 
 def critic_setting(prior: nn.Module | None) -> CriticSetting:
@@ -185,57 +167,14 @@ def critic_setting(prior: nn.Module | None) -> CriticSetting:
 
 
 def _local_ar(task: Task) -> Solution:
-    setting = critic_setting(task.prior)
-    return variational.reconstruct(
-        task.likelihood,
-        _patch_prior(task),
-        task.y,
-        task.init,
-        weight=task.weight,
-        steps=setting.steps,
-        lr=setting.lr,
-        callback=task.callback,
-        progress=task.progress,
-    )
-
-
-def _wpp(task: Task) -> Solution:
-    assert isinstance(task.prior, MultiscalePrior)
-    return wasserstein_patch.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.init,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
+    _, steps, lr = critic_setting(task.prior)
+    settings = {"steps": steps, "lr": lr}
+    return solver(variational.reconstruct, prior=PatchPrior, settings=settings)(task)
 
 
 def _dpir(task: Task) -> Solution:
-    assert isinstance(task.prior, Denoiser)
-    return plug_and_play.dpir(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.init,
-        levels=plug_and_play.noise_levels(task.likelihood),
-        weight=task.weight,
-        progress=task.progress,
-    )
-
-
-def _pnp_pnn(task: Task) -> Solution:
-    assert isinstance(task.prior, ProximalDenoiser)
-    return plug_and_play.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.init,
-        weight=task.weight,
-        callback=task.callback,
-        progress=task.progress,
-    )
+    settings = {"levels": plug_and_play.noise_levels(_gaussian(task))}
+    return solver(plug_and_play.dpir, prior=Denoiser, followed=False, settings=settings)(task)
 
 
 def _bm3d_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
@@ -266,26 +205,46 @@ METHODS = {
             lambda likelihood, prior: wiener.SUPER_RESOLUTION_WEIGHT,
             solves=lambda likelihood: wiener.is_periodic(likelihood.operator),
         ),
-        Method("tv", _tv, _variation_weight),
-        Method("tgv", _tgv, _variation_weight),
+        Method("tv", solver(total_variation.reconstruct), _variation_weight),
+        Method("tgv", solver(generalized_variation.reconstruct), _variation_weight),
         Method("bm3d", _bm3d, _bm3d_weight),
-        Method("epll", _epll, lambda likelihood, prior: epll.DEFAULT_WEIGHT, ("epll",)),
-        Method("wpp", _wpp, lambda likelihood, prior: wasserstein_patch.DEFAULT_WEIGHT, ("wpp",)),
+        Method(
+            "epll",
+            solver(epll.reconstruct, prior=PatchPrior, followed=False),
+            lambda likelihood, prior: epll.DEFAULT_WEIGHT,
+            ("epll",),
+        ),
+        Method(
+            "wpp",
+            solver(wasserstein_patch.reconstruct, prior=MultiscalePrior),
+            lambda likelihood, prior: wasserstein_patch.DEFAULT_WEIGHT,
+            ("wpp",),
+        ),
         Method(
             "local-ar",
             _local_ar,
             lambda likelihood, prior: critic_setting(prior).weight,
             tuple(CRITICS),
         ),
-        Method("dip-tv", _dip, _variation_weight),
+        Method("dip-tv", solver(deep_image_prior.reconstruct, start=False), _variation_weight),
         Method(
             "dpir",
             _dpir,
             lambda likelihood, prior: plug_and_play.DEFAULT_WEIGHT,
             ("drunet", "dncnn"),
         ),
-        Method("pnp-pnn", _pnp_pnn, lambda likelihood, prior: plug_and_play.PNN_WEIGHT, ("pnn",)),
-        Method("patchnr", _variational, _patchnr_weight, ("patch_nr",)),
+        Method(
+            "pnp-pnn",
+            solver(plug_and_play.reconstruct, prior=ProximalDenoiser),
+            lambda likelihood, prior: plug_and_play.PNN_WEIGHT,
+            ("pnn",),
+        ),
+        Method(
+            "patchnr",
+            solver(variational.reconstruct, prior=PatchPrior),
+            _patchnr_weight,
+            ("patch_nr",),
+        ),
     )
 }
 # Rows of tables that are a method with another model.

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from patchflow import methods
 from patchflow.energy import Energy
 from patchflow.errors import InputError
-from patchflow.methods import METHODS as IMAGE_METHODS
-from patchflow.priors.multiscale import MultiscalePrior
-from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import Likelihood
-from patchflow.reconstruct import (
-    deep_image_prior,
-    generalized_variation,
-    total_variation,
-    variational,
-    wasserstein_patch,
-)
+from patchflow.reconstruct import deep_image_prior
 from patchflow.solution import Solution
 
 # The scans that the weights were chosen on are LoDoPaB's.
@@ -84,7 +76,8 @@ class Options(NamedTuple):
     solver: Literal["adam", "lbfgs"] = "adam"
 
 
-Solve = Callable[[Task, Setting, Options], Solution]
+# The arguments of a solver for a number of steps and options.
+Arguments = Callable[[int, Options], Mapping[str, Any]]
 
 
 class TomographyMethod(NamedTuple):
@@ -93,7 +86,8 @@ class TomographyMethod(NamedTuple):
     Attributes:
         name: What it is called on the command line and in tables.
         title: Its full name.
-        solve: Does it, given the setting that holds and the options.
+        solve: Does it.
+        arguments: The solver's arguments for the number of steps and the options.
         low_dose: The default setting where all directions were measured.
         limited: The one where 36 of 180 degrees are missing.
         takes: The :class:`Options` that concern it: weight, steps, lr, stride, solver.
@@ -102,7 +96,8 @@ class TomographyMethod(NamedTuple):
 
     name: str
     title: str
-    solve: Solve
+    solve: Callable[[methods.Task], Solution]
+    arguments: Arguments
     low_dose: Setting
     limited: Setting
     takes: tuple[str, ...] = ()
@@ -126,15 +121,28 @@ class TomographyMethod(NamedTuple):
 
     def run(self, task: Task, options: Options) -> Solution:
         """Reconstruct."""
-        setting = self.setting(options)
         if self.learned:
-            start = METHODS["tv"]
-            weight, _ = start.setting(options._replace(weight=None, steps=None))
-            first = start.solve(task, Setting(weight, 150 if options.limited else 75), options)
+            weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
+            steps = 150 if options.limited else 75
+            first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
             if first.interrupted:
                 return first
             task = task._replace(fbp=first.x)
-        return self.solve(task, setting, options)
+        return self._solve(task, self.setting(options), options)
+
+    def _solve(self, task: Task, setting: Setting, options: Options) -> Solution:
+        return self.solve(
+            methods.Task(
+                task.likelihood,
+                task.y,
+                task.fbp,
+                setting.weight,
+                task.prior,
+                callback=task.callback,
+                progress=task.progress,
+                settings=self.arguments(setting.steps, options),
+            )
+        )
 
     def describe(self, options: Options) -> str:
         """A sentence that says how."""
@@ -152,83 +160,50 @@ class TomographyMethod(NamedTuple):
             InputError: As said.
         """
         if self.learned:
-            IMAGE_METHODS[self.name].check_prior(prior)
+            methods.METHODS[self.name].check_prior(prior)
 
 
-def _fbp(task: Task, setting: Setting, options: Options) -> Solution:
-    return Solution(task.fbp, [], setting.steps, True)
+def _fbp(task: methods.Task) -> Solution:
+    return Solution(task.init, [], 0, True)
 
 
-def _splitting(solve: Callable[..., Solution]) -> Solve:
-    def run(task: Task, setting: Setting, options: Options) -> Solution:
-        return solve(
-            task.likelihood,
-            task.y,
-            task.fbp,
-            weight=setting.weight,
-            max_iterations=setting.steps,
-            callback=task.callback,
-            progress=task.progress,
-        )
-
-    return run
+def _splitting(steps: int, options: Options) -> Mapping[str, Any]:
+    return {"max_iterations": steps}
 
 
-def _network(task: Task, setting: Setting, options: Options) -> Solution:
-    return deep_image_prior.reconstruct(
-        task.likelihood,
-        task.y,
-        weight=setting.weight,
-        steps=setting.steps,
-        lr=deep_image_prior.LR if options.lr is None else options.lr,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def _network(steps: int, options: Options) -> Mapping[str, Any]:
+    return {"steps": steps, "lr": deep_image_prior.LR if options.lr is None else options.lr}
 
 
-def _patches(task: Task, setting: Setting, options: Options) -> Solution:
-    assert isinstance(task.prior, PatchPrior)
-    return variational.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.fbp,
-        weight=setting.weight,
-        method=options.solver,
-        steps=setting.steps,
-        lr=STEP_SIZE if options.lr is None else options.lr,
-        stride=options.stride,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def _transport(steps: int, options: Options) -> Mapping[str, Any]:
+    lr = STEP_SIZE if options.lr is None else options.lr
+    return {"steps": steps, "lr": lr, "rate": RATE, "stride": options.stride}
 
 
-def _transport(task: Task, setting: Setting, options: Options) -> Solution:
-    assert isinstance(task.prior, MultiscalePrior)
-    return wasserstein_patch.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.fbp,
-        weight=setting.weight,
-        steps=setting.steps,
-        lr=STEP_SIZE if options.lr is None else options.lr,
-        rate=RATE,
-        stride=options.stride,
-        callback=task.callback,
-        progress=task.progress,
-    )
+def _patches(steps: int, options: Options) -> Mapping[str, Any]:
+    lr = STEP_SIZE if options.lr is None else options.lr
+    return {"steps": steps, "lr": lr, "stride": options.stride, "method": options.solver}
 
 
+# Of images EPLL splits, which needs the exact proximal map of the data term; of sinograms it descends.
+_VARIATIONAL = methods.METHODS["patchnr"].solve
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
 # Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on
 # three of them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
 _METHODS = (
-    TomographyMethod("fbp", "filtered backprojection", _fbp, Setting(0, 0), Setting(0, 0)),
+    TomographyMethod(
+        "fbp",
+        "filtered backprojection",
+        _fbp,
+        lambda steps, options: {},
+        low_dose=Setting(0, 0),
+        limited=Setting(0, 0),
+    ),
     TomographyMethod(
         "tv",
         "total variation",
-        _splitting(total_variation.reconstruct),
+        methods.METHODS["tv"].solve,
+        _splitting,
         low_dose=Setting(30, 1000),
         limited=Setting(40, 1000),
         takes=("weight", "steps"),
@@ -236,7 +211,8 @@ _METHODS = (
     TomographyMethod(
         "tgv",
         "total generalised variation",
-        _splitting(generalized_variation.reconstruct),
+        methods.METHODS["tgv"].solve,
+        _splitting,
         low_dose=Setting(30, 1000),
         limited=Setting(20, 1000),
         takes=("weight", "steps"),
@@ -244,6 +220,7 @@ _METHODS = (
     TomographyMethod(
         "dip-tv",
         "deep image prior with total variation",
+        methods.METHODS["dip-tv"].solve,
         _network,
         low_dose=Setting(30, 1000),
         limited=Setting(40, 1000),
@@ -252,6 +229,7 @@ _METHODS = (
     TomographyMethod(
         "wpp",
         "Wasserstein patch prior",
+        methods.METHODS["wpp"].solve,
         _transport,
         low_dose=Setting(4000, 200),
         limited=Setting(4000, 200),
@@ -261,6 +239,7 @@ _METHODS = (
     TomographyMethod(
         "local-ar",
         "local adversarial regulariser",
+        _VARIATIONAL,
         _patches,
         low_dose=Setting(320, 200),
         limited=Setting(320, 500),
@@ -270,6 +249,7 @@ _METHODS = (
     TomographyMethod(
         "epll",
         "expected patch log-likelihood",
+        _VARIATIONAL,
         _patches,
         low_dose=Setting(0.38, 400),
         limited=Setting(0.19, 1000),
@@ -279,6 +259,7 @@ _METHODS = (
     TomographyMethod(
         "patchnr",
         "patchNR",
+        _VARIATIONAL,
         _patches,
         low_dose=Setting(0.38, 400),
         limited=Setting(0.19, 1000),

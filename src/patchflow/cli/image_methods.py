@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from patchflow import models
 from patchflow.cli.notes import choose
 from patchflow.errors import InputError
-from patchflow.methods import METHODS, Task, critic_setting
+from patchflow.methods import METHODS, Task
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers.presets import PRESETS
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct import variational
 from patchflow.solution import Solution
 
 ImageMethod = Literal[
@@ -45,8 +44,6 @@ SPLITTING = {
 }
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid.
 _VARIATIONAL = ("patchnr", "local-ar")
-# Of patchnr: the steps and Adam's peak step.
-_PATCHNR = (400, 0.01)
 
 
 @dataclass(frozen=True)
@@ -79,21 +76,24 @@ class Solver:
             raise InputError(
                 f"--method {self.method} is for --problem ct, not for images; use one of {', '.join(METHODS)}."
             )
-        given = {"steps": self.steps, "stride": self.stride, "lr": self.lr}
-        given["solver"] = None if self.solver == "adam" else self.solver
         if self.method not in _VARIATIONAL or self.preset == "paper":
             who = f"preset {self.preset}" if self.preset == "paper" else f"method {self.method}"
-            for name, value in given.items():
-                if value is not None:
-                    raise InputError(
-                        f"--{name} {value} says nothing about the {who}; leave it out."
-                    )
+            for name, value in self._given.items():
+                flag = "solver" if name == "method" else name
+                raise InputError(f"--{flag} {value} says nothing about the {who}; leave it out.")
         if self.preset == "paper" and self.method not in PRESETS:
             raise InputError(
                 f"There is a preset paper of {', '.join(PRESETS)}, not of {self.method}."
             )
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
+
+    @property
+    def _given(self) -> Mapping[str, object]:
+        """What the flags say of the solver, by its arguments."""
+        method = None if self.solver == "adam" else self.solver
+        flags = {"steps": self.steps, "stride": self.stride, "lr": self.lr, "method": method}
+        return {name: value for name, value in flags.items() if value is not None}
 
     def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.
@@ -156,25 +156,9 @@ class Solver:
         follow: Follow | None,
     ) -> Solution:
         init = likelihood.operator.initial(y)
-        task = Task(likelihood, y, init, weight, prior, callback=follow, progress=True)
-        if self.preset == "paper":
-            return PRESETS[self.method].solve(task)
-        if not (self.method in _VARIATIONAL and isinstance(prior, PatchPrior)):
-            return METHODS[self.method].solve(task)
-        steps, lr = _PATCHNR if self.method == "patchnr" else critic_setting(prior)[1:]
-        return variational.reconstruct(
-            likelihood,
-            prior,
-            y,
-            init,
-            weight=weight,
-            method=self.solver,
-            steps=steps if self.steps is None else self.steps,
-            lr=lr if self.lr is None else self.lr,
-            stride=self.stride,
-            callback=follow,
-            progress=True,
-        )
+        task = Task(likelihood, y, init, weight, prior, follow, True, self._given)
+        chosen = PRESETS if self.preset == "paper" else METHODS
+        return chosen[self.method].solve(task)
 
 
 def _load(path: str, *, published: bool) -> nn.Module:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from patchflow import models
-from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, start, value_range
-from patchflow.cli.slices import Units, read_slices
-from patchflow.errors import NumericalError
-from patchflow.io.images import check_varies
+from patchflow.cli.slices import Units
+from patchflow.cli.training import Training
 from patchflow.learn import learn_patches
+from patchflow.numerics.patches import common_channels
 from patchflow.numerics.precision import Precision
 
 
@@ -80,16 +75,10 @@ def train_patch_nr(
         threads: Number of threads; by default all cores.
         resume: Continue an interrupted run from the state file beside the output.
     """
-    settings = dict(locals())
-    target = Path(output)
-    check_output(target, (".safetensors",))
-    start(seed, threads)
-    training = read_training(images, range, units, dataset, grey)
-    held = [] if validation is None else read_training([validation], range, units, dataset, grey)
-    channels = training[0].shape[1]
+    training = Training.begin("train patch-nr", dict(locals()))
     prior = models.patch_nr(
         size=size,
-        channels=channels,
+        channels=common_channels(training.images),
         layers=layers,
         hidden=hidden,
         padding=padding,
@@ -97,76 +86,9 @@ def train_patch_nr(
         precision=precision,
         preset=preset,
     )
-    state = target.with_suffix(".state.safetensors")
-    try:
-        result = learn_patches(
-            prior,
-            training,
-            held,
-            holdout=holdout,
-            dihedral=dihedral,
-            batch=batch,
-            steps=steps,
-            lr=lr,
-            average=average,
-            patience=patience,
-            seconds=seconds,
-            precision=precision,
-            preset=preset,
-            checkpoint=state,
-            resume=resume,
-            progress=True,
-        )
-    except NumericalError:
-        models.save(target, prior, images=training, seed=seed)
-        raise
-    summary = {
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "validation": result.best,
-        "stopped": result.stopped,
-        "history": result.validation,
-    }
-    models.save(target, prior, images=training, seed=seed, training=summary)
-    write_config(target.with_suffix(".yaml"), "train patch-nr", settings)
-    print(
-        f"{target}: {result.best:.2f} nats per validation patch after {result.steps} steps in {result.seconds:.0f} s "
-        f"({result.stopped})."
+    training.fit(
+        prior,
+        learn_patches,
+        lambda result: f"{result.best:.2f} nats per validation patch",
+        {"precision": precision, "preset": preset},
     )
-    if result.stopped == "interrupted":
-        print(
-            f"Interrupted; {state} holds the state. Continue with: "
-            f"{command_line('train patch-nr', settings | {'resume': True}, 'images')}"
-        )
-    else:
-        state.unlink(missing_ok=True)
-
-
-def read_training(
-    images: list[str], range: str | None, units: Units, dataset: str | None, grey: bool
-) -> list[Tensor]:
-    """Read the images of the training commands, and print what there is to say about them.
-
-    Args:
-        images: Files, or a folder of DICOM files.
-        range: The flag of the value range.
-        units: The units of the files.
-        dataset: The data set of HDF5 files.
-        grey: Convert colour to grey.
-
-    Raises:
-        InputError: If a file cannot be read, or an image is constant.
-    """
-    found = read_slices(
-        images,
-        units=units,
-        dataset=dataset,
-        dither=True,
-        value_range=value_range(range),
-        grey=grey,
-    )
-    for name, image in zip(found.names, found.images, strict=True):
-        check_varies(image, name)
-    if found.note:
-        print(found.note)
-    return found.images

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Literal
 
 from patchflow import models
-from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, start
 from patchflow.cli.slices import Units
-from patchflow.cli.train import read_training
-from patchflow.errors import InputError, NumericalError
+from patchflow.cli.training import Training
 from patchflow.fit import Fit
 from patchflow.learn_denoiser import learn_denoiser
-from patchflow.networks.denoiser import Denoiser
 from patchflow.networks.proximal import Activation
-from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.numerics.averaged import check_lipschitz
 from patchflow.numerics.patches import common_channels
 from patchflow.numerics.precision import Precision
@@ -87,17 +78,16 @@ def train_denoiser(
         threads: Number of threads; by default all cores.
         resume: Continue an interrupted run from the state file beside the output.
     """
-    settings = dict(locals())
-    training, held = _begin(settings)
+    training = Training.begin("train denoiser", dict(locals()))
     denoiser = models.drunet(
-        channels=common_channels(training),
+        channels=common_channels(training.images),
         widths=(16, 32, 64) if widths is None else widths,
         blocks=blocks,
         low=low,
         high=high,
         preset=preset,
     )
-    _learn(denoiser, training, held, settings, "train denoiser")
+    training.fit(denoiser, learn_denoiser, _validated, {"crop": crop, "precision": precision})
 
 
 def train_pnn(
@@ -163,10 +153,9 @@ def train_pnn(
         threads: Number of threads; by default all cores.
         resume: Continue an interrupted run from the state file beside the output.
     """
-    settings = dict(locals())
-    training, held = _begin(settings)
+    training = Training.begin("train pnn", dict(locals()))
     denoiser = models.pnn(
-        channels=common_channels(training),
+        channels=common_channels(training.images),
         level=level,
         gamma=gamma,
         width=width,
@@ -175,8 +164,13 @@ def train_pnn(
         layers=layers,
         activation=activation,
     )
-    _learn(denoiser, training, held, settings, "train pnn")
-    measured = check_lipschitz(denoiser.network, training[0][:, :, :_SIDE, :_SIDE] - 0.5)
+    training.fit(
+        denoiser,
+        learn_denoiser,
+        _validated,
+        {"crop": crop, "precision": "float32", "penalty": penalty},
+    )
+    measured = check_lipschitz(denoiser.network, training.images[0][:, :, :_SIDE, :_SIDE] - 0.5)
     told = (
         f"averaged with {denoiser.averagedness:.3g}"
         if denoiser.averagedness < 1
@@ -188,68 +182,5 @@ def train_pnn(
     )
 
 
-def _begin(settings: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    check_output(Path(settings["output"]), (".safetensors",))
-    start(settings["seed"], settings["threads"])
-    how = (settings["range"], settings["units"], settings["dataset"], settings["grey"])
-    training = read_training(settings["images"], *how)
-    path = settings["validation"]
-    return training, [] if path is None else read_training([path], *how)
-
-
-def _learn(
-    denoiser: Denoiser,
-    training: list[Tensor],
-    held: list[Tensor],
-    settings: dict[str, Any],
-    command: str,
-) -> Fit:
-    target = Path(settings["output"])
-    state = target.with_suffix(".state.safetensors")
-    proximal = isinstance(denoiser, ProximalDenoiser)
-    if settings["resume"] and not state.exists():
-        raise InputError(f"There is no {state} to resume from; start without --resume.")
-    try:
-        result = learn_denoiser(
-            denoiser,
-            training,
-            held,
-            holdout=settings["holdout"],
-            crop=settings["crop"],
-            dihedral=settings["dihedral"],
-            batch=settings["batch"],
-            steps=settings["steps"],
-            lr=settings["lr"],
-            average=settings["average"],
-            penalty=settings["penalty"] if proximal else 0.0,
-            patience=settings["patience"],
-            seconds=settings["seconds"],
-            precision="float32" if proximal else settings["precision"],
-            checkpoint=state,
-            resume=settings["resume"],
-            progress=True,
-        )
-    except NumericalError:
-        models.save(target, denoiser, images=training, seed=settings["seed"])
-        raise
-    summary = {
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "validation_psnr": -result.best,
-        "stopped": result.stopped,
-        "history": result.validation,
-    }
-    models.save(target, denoiser, images=training, seed=settings["seed"], training=summary)
-    write_config(target.with_suffix(".yaml"), command, settings)
-    print(
-        f"{target}: {-result.best:.2f} dB on the validation crops after {result.steps} steps in {result.seconds:.0f} s "
-        f"({result.stopped})."
-    )
-    if result.stopped == "interrupted":
-        print(
-            f"Interrupted; {state} holds the state. Continue with: "
-            f"{command_line(command, settings | {'resume': True}, 'images')}"
-        )
-    else:
-        state.unlink(missing_ok=True)
-    return result
+def _validated(result: Fit) -> str:
+    return f"{-result.best:.2f} dB on the validation crops"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchflow import models
-from patchflow.cli.config import write_config
-from patchflow.cli.options import check_output, start
 from patchflow.cli.problems import Settings
 from patchflow.cli.slices import Units
-from patchflow.cli.train import read_training
+from patchflow.cli.training import Training
 from patchflow.errors import InputError
 from patchflow.learn_critic import learn_critic
 from patchflow.learn_critic import noise as white_noise
@@ -34,7 +31,7 @@ def train_epll(
     dihedral: bool = False,
     count: int | None = None,
     floor: float = 1e-6,
-    tolerance: float = 1e-3,
+    tolerance: float = 5e-3,
     steps: int = 500,
     range: str | None = None,
     units: Units = "normalised",
@@ -66,12 +63,10 @@ def train_epll(
         seed: Random seed.
         threads: Number of threads; by default all cores.
     """
-    settings = dict(locals())
-    target = _begin(output, seed, threads)
-    training = read_training(images, range, units, dataset, grey)
+    training = Training.begin("train epll", dict(locals()))
     begun = time.perf_counter()
     prior, record = learn_epll(
-        training,
+        training.images,
         size=size,
         components=components,
         padding=padding,
@@ -86,12 +81,12 @@ def train_epll(
     seconds = time.perf_counter() - begun
     done = len(record.log_likelihood) - 1
     summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
-    _finish(target, prior, training, seed, summary, "train epll", settings)
+    training.save(prior, summary)
     how = "converged" if record.converged else "not converged; give more --steps"
     if record.interrupted:
         how = "interrupted"
     print(
-        f"{target}: {len(record.weights)} components, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch "
+        f"{output}: {len(record.weights)} components, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch "
         f"after {done} steps in {seconds:.0f} s ({how})."
     )
 
@@ -135,11 +130,9 @@ def train_wpp(
         seed: Random seed.
         threads: Number of threads; by default all cores.
     """
-    settings = dict(locals())
-    target = _begin(output, seed, threads)
-    training = read_training(images, range, units, dataset, grey)
+    training = Training.begin("train wpp", dict(locals()))
     prior = learn_wpp(
-        training,
+        training.images,
         size=size,
         count=count,
         scales=scales,
@@ -148,8 +141,8 @@ def train_wpp(
         padding=padding,
         dihedral=dihedral,
     )
-    _finish(target, prior, training, seed, {}, "train wpp", settings)
-    print(f"{target}: {count} reference patches at each of {scales} scales.")
+    training.save(prior, {})
+    print(f"{output}: {count} reference patches at each of {scales} scales.")
 
 
 def train_local_ar(
@@ -214,9 +207,8 @@ def train_local_ar(
         for name, value in told.items():
             if value is not None:
                 raise InputError(f"--{name} {value} says nothing without --problem; leave it out.")
-    target = _begin(output, seed, threads)
-    training = read_training(images, range, units, dataset, grey)
-    channels = common_channels(training)
+    training = Training.begin("train local-ar", settings)
+    channels = common_channels(training.images)
     original = form == "original"
     prior = (
         models.local_ar(channels=channels, padding=padding)
@@ -236,7 +228,7 @@ def train_local_ar(
         perturb = partial(white_noise, low=0.0, high=0.2)
     result = learn_critic(
         prior,
-        training,
+        training.images,
         degrade=None if flags is None else degrade,
         perturb=perturb,
         penalty=5.0 if original else 10.0,
@@ -253,25 +245,5 @@ def train_local_ar(
         "stopped": result.stopped,
         "distance": [-loss for loss in result.losses],
     }
-    _finish(target, prior, training, seed, summary, "train local-ar", settings)
-    print(f"{target}: {result.steps} steps in {result.seconds:.0f} s ({result.stopped}).")
-
-
-def _begin(output: str, seed: int, threads: int | None) -> Path:
-    target = Path(output)
-    check_output(target, (".safetensors",))
-    start(seed, threads)
-    return target
-
-
-def _finish(
-    target: Path,
-    prior: nn.Module,
-    training: list[Tensor],
-    seed: int,
-    summary: dict[str, object],
-    command: str,
-    settings: dict[str, object],
-) -> None:
-    models.save(target, prior, images=training, seed=seed, training=summary)
-    write_config(target.with_suffix(".yaml"), command, settings)
+    training.save(prior, summary)
+    print(f"{output}: {result.steps} steps in {result.seconds:.0f} s ({result.stopped}).")

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from patchflow.methods import METHODS, Task
+from torch import nn
+
+from patchflow.methods import METHODS, Task, solver
 from patchflow.networks.skip import SkipNet
 from patchflow.numerics.patches import grid_shape
 from patchflow.papers import altekrueger2023_patchnr as altekrueger
@@ -84,25 +86,18 @@ def _patch_weight(
     )
 
 
-def _patch_solve(procedure: PatchProcedure, task: Task) -> Solution:
-    assert isinstance(task.prior, PatchPrior)
-    return variational.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.init,
-        weight=task.weight,
-        steps=procedure.steps,
-        lr=procedure.lr,
-        schedule="constant",
-        random_patches=procedure.patches,
-        callback=task.callback,
-        progress=task.progress,
-    )
-
-
 def _patches(procedure: PatchProcedure) -> Preset:
-    return Preset(partial(_patch_weight, procedure), partial(_patch_solve, procedure))
+    solve = solver(
+        variational.reconstruct,
+        prior=PatchPrior,
+        settings={
+            "steps": procedure.steps,
+            "lr": procedure.lr,
+            "schedule": "constant",
+            "random_patches": procedure.patches,
+        },
+    )
+    return Preset(partial(_patch_weight, procedure), solve)
 
 
 def _wpp_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
@@ -112,39 +107,26 @@ def _wpp_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> floa
     return scaled * prior.size**2 / (rows * columns)
 
 
-def _wpp(task: Task) -> Solution:
-    assert isinstance(task.prior, MultiscalePrior)
-    return wasserstein_patch.reconstruct(
-        task.likelihood,
-        task.prior,
-        task.y,
-        task.init,
-        weight=task.weight,
-        steps=WPP_STEPS,
-        lr=WPP_STEP_SIZE,
-        stride=1,
-        callback=task.callback,
-        progress=task.progress,
-    )
+_WPP = solver(
+    wasserstein_patch.reconstruct,
+    prior=MultiscalePrior,
+    settings={"steps": WPP_STEPS, "lr": WPP_STEP_SIZE, "stride": 1},
+)
 
 
 def _dip(task: Task) -> Solution:
-    return deep_image_prior.reconstruct(
-        task.likelihood,
-        task.y,
-        weight=task.weight,
-        network=SkipNet(out_channels=task.y.shape[1]).to(task.y),
-        isotropic=False,
-        steps=deep_image_prior.PUBLISHED_STEPS,
-        lr=deep_image_prior.PUBLISHED_LR,
-        schedule="constant",
-        clip=1.0,
-        learn_input=False,
-        patience=PATIENCE,
-        precision="float32",
-        callback=task.callback,
-        progress=task.progress,
-    )
+    settings = {
+        "network": SkipNet(out_channels=task.y.shape[1]).to(task.y),
+        "isotropic": False,
+        "steps": deep_image_prior.PUBLISHED_STEPS,
+        "lr": deep_image_prior.PUBLISHED_LR,
+        "schedule": "constant",
+        "clip": 1.0,
+        "learn_input": False,
+        "patience": PATIENCE,
+        "precision": "float32",
+    }
+    return solver(deep_image_prior.reconstruct, start=False, settings=settings)(task)
 
 
 # The weight of the deep image prior for images is not published; it keeps ours.
@@ -152,6 +134,6 @@ PRESETS = {
     "patchnr": _patches(PATCHNR),
     "epll": _patches(EPLL),
     "local-ar": _patches(LOCAL_AR),
-    "wpp": Preset(_wpp_weight, _wpp),
+    "wpp": Preset(_wpp_weight, _WPP),
     "dip-tv": Preset(METHODS["dip-tv"].weight, _dip),
 }

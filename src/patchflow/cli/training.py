@@ -1,0 +1,154 @@
+"""What the commands ``patchflow train`` have in common: images to read, a model to fit and to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from patchflow import models
+from patchflow.cli.config import command_line, write_config
+from patchflow.cli.options import check_output, start, value_range
+from patchflow.cli.slices import read_slices
+from patchflow.errors import InputError, NumericalError
+from patchflow.fit import Fit
+from patchflow.io.images import check_varies
+
+# Flags that concern the fit alone, as the arguments of a ``learn_...``.
+_FITTING = ("holdout", "dihedral", "batch", "steps", "lr", "average", "patience", "seconds")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training command under way.
+
+    Attributes:
+        command: Its name, as ``train patch-nr``.
+        settings: Its flags.
+        images: The images to learn from.
+        held: Those to validate on; none to hold out parts of the training images.
+    """
+
+    command: str
+    settings: Mapping[str, Any]
+    images: list[Tensor]
+    held: list[Tensor]
+
+    @classmethod
+    def begin(cls, command: str, settings: Mapping[str, Any]) -> Training:
+        """Check the output, set seed and threads, and read the images.
+
+        Raises:
+            InputError: If the output cannot be written, a file not be read, an image is constant, or there is no
+                state to resume from.
+        """
+        target = Path(settings["output"])
+        check_output(target, (".safetensors",))
+        if settings.get("resume") and not _state(target).exists():
+            raise InputError(
+                f"There is no {_state(target)} to resume from; start without --resume."
+            )
+        start(settings["seed"], settings["threads"])
+        validation = settings.get("validation")
+        held = [] if validation is None else _read([validation], settings)
+        return cls(command, settings, _read(settings["images"], settings), held)
+
+    @property
+    def target(self) -> Path:
+        """The model file."""
+        return Path(self.settings["output"])
+
+    def save(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
+        """Write the model, and beside it the configuration that repeats the run.
+
+        Args:
+            model: The learned model.
+            summary: What the file says of the training.
+        """
+        models.save(
+            self.target,
+            model,
+            images=self.images,
+            seed=self.settings["seed"],
+            training=dict(summary),
+        )
+        write_config(self.target.with_suffix(".yaml"), self.command, dict(self.settings))
+
+    def fit(
+        self,
+        model: nn.Module,
+        learn: Callable[..., Fit],
+        said: Callable[[Fit], str],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Fit a model with the flags that the commands share, write it, and print how it went.
+
+        Its best state is kept after an interruption and where the loss is not finite.
+
+        Args:
+            model: The model, changed in place.
+            learn: Fits it to the images and validates on those held out.
+            said: What is said of the validation loss.
+            arguments: Other arguments of ``learn``.
+
+        Raises:
+            InputError: As ``learn``.
+            NumericalError: As ``learn``.
+        """
+        state = _state(self.target)
+        shared = {name: self.settings[name] for name in _FITTING}
+        try:
+            result = learn(
+                model,
+                self.images,
+                self.held,
+                checkpoint=state,
+                resume=self.settings["resume"],
+                progress=True,
+                **shared,
+                **arguments,
+            )
+        except NumericalError:
+            models.save(self.target, model, images=self.images, seed=self.settings["seed"])
+            raise
+        self.save(
+            model,
+            {
+                "steps": result.steps,
+                "seconds": round(result.seconds, 1),
+                "validation": result.best,
+                "stopped": result.stopped,
+                "history": result.validation,
+            },
+        )
+        print(
+            f"{self.target}: {said(result)} after {result.steps} steps in {result.seconds:.0f} s ({result.stopped})."
+        )
+        if result.stopped == "interrupted":
+            again = command_line(self.command, dict(self.settings) | {"resume": True}, "images")
+            print(f"Interrupted; {state} holds the state. Continue with: {again}")
+        else:
+            state.unlink(missing_ok=True)
+
+
+def _state(target: Path) -> Path:
+    return target.with_suffix(".state.safetensors")
+
+
+def _read(files: list[str], settings: Mapping[str, Any]) -> list[Tensor]:
+    found = read_slices(
+        files,
+        units=settings["units"],
+        dataset=settings["dataset"],
+        dither=True,
+        value_range=value_range(settings["range"]),
+        grey=settings["grey"],
+    )
+    for name, image in zip(found.names, found.images, strict=True):
+        check_varies(image, name)
+    if found.note:
+        print(found.note)
+    return found.images
