@@ -19,6 +19,7 @@ FLOORS = [
     [
         "models",
         "denoiser_models",
+        "image_models",
         "patch_models",
         "posterior_models",
         "fit",
@@ -35,6 +36,7 @@ FLOORS = [
         "learn_mixture",
         "learn_posterior",
         "learn_reference",
+        "learn_single_image",
         "reconstruct",
         "uncertainty",
     ],

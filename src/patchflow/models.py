@@ -13,6 +13,7 @@ from patchflow.denoiser_models import drunet as drunet
 from patchflow.denoiser_models import load_dncnn as load_dncnn
 from patchflow.denoiser_models import pnn as pnn
 from patchflow.errors import InputError
+from patchflow.image_models import single_image as single_image
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
 from patchflow.patch_models import alr as alr
@@ -26,7 +27,18 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _MODELS = {
     make.__name__: make
-    for make in (alr, coupling_flow, dncnn, drunet, epll, local_ar, patch_nr, pnn, wpp)
+    for make in (
+        alr,
+        coupling_flow,
+        dncnn,
+        drunet,
+        epll,
+        local_ar,
+        patch_nr,
+        pnn,
+        single_image,
+        wpp,
+    )
 }
 
 

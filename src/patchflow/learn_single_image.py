@@ -1,0 +1,186 @@
+r"""Learn a reconstructor from one to six images and a known measurement: pairs are simulated anew in each step.
+
+Windows of the training images are turned, mirrored, measured at a random phase of the operator's grid with fresh noise,
+and the network is to bring them back. The training loss is an energy of its parameters, the mean squared error
+
+.. math:: E(x \mid y) = \frac1n \|G(y; A) - x\|^2 .
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchflow.energy import Energy
+from patchflow.errors import InputError
+from patchflow.fit import Fit, fit
+from patchflow.image_models import SingleImage
+from patchflow.numerics.patches import common_channels, hold_out
+from patchflow.numerics.precision import Precision
+from patchflow.numerics.windows import WindowSampler, middle
+from patchflow.problems.likelihood import Likelihood
+from patchflow.problems.operator import LinearOperator, Shape
+
+# The law of the measurement of images of a shape.
+Problem = Callable[[Shape], Likelihood]
+# Windows of the validation images.
+_VALIDATION = 6
+
+
+class ReconstructionLoss(Energy):
+    """The mean squared error of a network for one operator; see the module's formula.
+
+    Args:
+        model: The network.
+        operator: The operator.
+    """
+
+    def __init__(self, model: SingleImage, operator: LinearOperator) -> None:
+        super().__init__()
+        self.model, self.operator = model, operator
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Evaluate for images ``x`` and their measurements ``condition``; see :meth:`Energy.forward`."""
+        assert condition is not None
+        errors = [
+            (member(condition, self.operator) - x).square().flatten(1).mean(1)
+            for member in self.model.members
+        ]
+        return torch.stack(errors).mean(0)
+
+
+def learn_single_image(
+    model: SingleImage,
+    images: Sequence[Tensor],
+    problem: Problem,
+    validation: Sequence[Tensor] = (),
+    *,
+    holdout: float = 0.1,
+    window: Shape = (192, 192),
+    dihedral: bool = True,
+    wrap: bool = False,
+    batch: int = 8,
+    steps: int = 20_000,
+    lr: float = 1e-3,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    warmup: int = 100,
+    average: float = 0.99,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Fit:
+    """Train a reconstructor for one kind of measurement, and leave it frozen at its best validated state.
+
+    Args:
+        model: The reconstructor, trained in place; it keeps what it was trained for.
+        images: Training images, each (1, channels, height, width); sizes may differ.
+        problem: The law of the measurement for a height and a width.
+        validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
+        holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
+        window: Height and width of the training windows: of the whole image for operators that are made for one size.
+        dihedral: Turn and mirror the windows at random.
+        wrap: Take windows of images that go on periodically: for windows of the images' own size.
+        batch: Windows per step.
+        steps: Training steps.
+        lr: Peak learning rate of Adam.
+        schedule: ``"cosine"`` decay after the warm-up, or ``"constant"``.
+        warmup: Steps of linear warm-up.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop early after this many validations without improvement.
+        seconds: Time limit; the schedule ends with it.
+        precision: Precision of the networks during training.
+        checkpoint: File for the training state.
+        resume: Continue from ``checkpoint``.
+        progress: Show a progress line.
+
+    Returns:
+        The record of the run; its validation values are minus the mean PSNR in decibels.
+
+    Raises:
+        InputError: If images and model do not fit together, are smaller than a window, have no texture, or a number
+            is out of range.
+        NumericalError: If the loss is not finite; the best state so far is kept.
+    """
+    channels = common_channels([*images, *validation])
+    if channels != model.channels:
+        raise InputError(
+            f"The images have {channels} channels but the model was made for {model.channels}; convert them or make "
+            "another model."
+        )
+    if batch < 1 or steps < 1 or min(window) < 1:
+        raise InputError(
+            f"Got {steps} steps of {batch} windows of {window[0]} x {window[1]} pixels; use at least one of each."
+        )
+    for number, image in enumerate(images, 1):
+        if not float(image.std()) > 0:
+            raise InputError(
+                f"Training image {number} is constant; a network learns nothing from an image without texture."
+            )
+    if not validation:
+        images, validation = hold_out(images, holdout, max(window))
+    sampler = WindowSampler(images, window, batch, dihedral=dihedral, wrap=wrap)
+    likelihood = problem(window)
+    operator = likelihood.operator
+    assert isinstance(operator, LinearOperator)
+    loss = ReconstructionLoss(model, operator)
+    known = _validation_pairs(validation, window, likelihood)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        x = sampler()
+        return x, likelihood.simulate(x)
+
+    run = partial(
+        fit,
+        loss,
+        draw,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        warmup=warmup,
+        average=average,
+        validate=lambda: _minus_psnr(loss, known),
+        validate_every=min(500, max(25, steps // 40)),
+        patience=patience,
+        budget=seconds,
+        precision=precision,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )
+    return run()
+
+
+def _validation_pairs(
+    images: Sequence[Tensor], window: Shape, likelihood: Likelihood
+) -> list[tuple[Tensor, Tensor]]:
+    """Windows of the images and their measurements, the same whatever the seed."""
+    for image in images:
+        if image.shape[-2] < window[0] or image.shape[-1] < window[1]:
+            raise InputError(
+                f"A validation image has {image.shape[-2]} x {image.shape[-1]} pixels but windows have {window[0]} x "
+                f"{window[1]}; give larger images or choose smaller windows."
+            )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clean = [middle(image, window) for image in images]
+        sampler = WindowSampler(images, window, 1)
+        clean += [sampler() for _ in range(_VALIDATION - len(clean))]
+        return [(x, likelihood.simulate(x)) for x in clean]
+
+
+@torch.no_grad()
+def _minus_psnr(loss: ReconstructionLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
+    errors = [float((loss.model(y, loss.operator) - x).square().mean()) for x, y in known]
+    return 10 * sum(math.log10(max(error, 1e-12)) for error in errors) / len(errors)

@@ -1,0 +1,82 @@
+"""Random windows of images, larger than patches and of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchflow.errors import InputError
+from patchflow.numerics.dihedral import DIHEDRAL
+from patchflow.numerics.patches import common_channels
+
+
+class WindowSampler:
+    """Random batches of windows of a few images, uniformly with replacement, from torch's global generator.
+
+    Args:
+        images: Images of one number of channels, each (1, channels, height, width); sizes may differ.
+        shape: Height and width of a window.
+        batch: Windows per call.
+        dihedral: Whether each is turned and mirrored at random (eight symmetries).
+        wrap: Whether images go on periodically, so that even windows of an image's own size are of many kinds.
+
+    Raises:
+        InputError: If there is no image, the numbers of channels differ, or an image is smaller than a window.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Tensor],
+        shape: tuple[int, int],
+        batch: int,
+        *,
+        dihedral: bool = False,
+        wrap: bool = False,
+    ) -> None:
+        common_channels(images)
+        for image in images:
+            if not _fits(shape, image):
+                rows, columns = image.shape[-2:]
+                raise InputError(
+                    f"A training image has {rows} x {columns} pixels but windows have {shape[0]} x {shape[1]}; give "
+                    "larger images or choose smaller windows."
+                )
+        self.images, self.shape, self.batch = images, shape, batch
+        self.dihedral, self.wrap = dihedral, wrap
+
+    def __call__(self) -> Float[Tensor, "batch channels height width"]:
+        """Draw a batch."""
+        return torch.cat([self._window() for _ in range(self.batch)])
+
+    def _window(self) -> Tensor:
+        image = self.images[int(torch.randint(len(self.images), ()))]
+        turns = [
+            g
+            for g in (DIHEDRAL if self.dihedral else DIHEDRAL[:1])
+            # Windows that are not square are turned only where the image has room for them.
+            if g.turns % 2 == 0 or _fits(self.shape[::-1], image)
+        ]
+        turn = turns[int(torch.randint(len(turns), ()))]
+        height, width = self.shape if turn.turns % 2 == 0 else self.shape[::-1]
+        rows, columns = image.shape[-2:]
+        if self.wrap:
+            shift = (int(torch.randint(rows, ())), int(torch.randint(columns, ())))
+            window = image.roll(shift, (-2, -1))[..., :height, :width]
+        else:
+            top = int(torch.randint(rows - height + 1, ()))
+            left = int(torch.randint(columns - width + 1, ()))
+            window = image[..., top : top + height, left : left + width]
+        return turn(window)
+
+
+def _fits(shape: Sequence[int], image: Tensor) -> bool:
+    return shape[0] <= image.shape[-2] and shape[1] <= image.shape[-1]
+
+
+def middle(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The window in the middle of an image."""
+    top, left = (image.shape[-2] - shape[0]) // 2, (image.shape[-1] - shape[1]) // 2
+    return image[..., top : top + shape[0], left : left + shape[1]]

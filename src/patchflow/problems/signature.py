@@ -1,0 +1,76 @@
+"""What a measurement is, in a few JSON values: so that a network trained for one is not used for another."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchflow.problems.blur import Blur
+from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
+from patchflow.problems.operator import Identity, Operator
+from patchflow.problems.sampling import Mask
+
+# Relative, of responses computed by other numbers of threads or in other precision.
+_TOLERANCE = 1e-3
+
+
+def signature(likelihood: Likelihood) -> dict[str, Any]:
+    """Describe an operator and its noise; operators that fit any image are described without its size.
+
+    Args:
+        likelihood: The law of the measurement.
+
+    Returns:
+        JSON values. Of operators without a description of their own they are the response to a fixed image.
+    """
+    operator = likelihood.operator
+    name = type(operator).__name__
+    if isinstance(operator, Blur):
+        rest = {"kernel": _digest(operator.kernel), "stride": operator.stride}
+        rest |= {"boundary": operator.boundary, "anchor": list(operator.anchor)}
+    elif isinstance(operator, Identity):
+        rest = {}
+    elif isinstance(operator, Mask):
+        rest = {"mask": _digest(operator.mask)}
+    else:
+        assert isinstance(operator, Operator)
+        rest = {"shape": list(operator.domain_shape), "response": _response(likelihood)}
+    noise = {"noise": likelihood.std} if isinstance(likelihood, GaussianLikelihood) else {}
+    return {"operator": name, **rest, **noise}
+
+
+def differs(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The keys in which two descriptions differ; numbers may differ by a thousandth."""
+    return sorted(
+        key for key in one.keys() | other.keys() if not _close(one.get(key), other.get(key))
+    )
+
+
+def _close(a: object, b: object) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_close(u, v) for u, v in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= _TOLERANCE * max(abs(a), abs(b))
+    return a == b
+
+
+def _digest(values: Tensor) -> str:
+    rounded = (values.double() * 1e6).round().to(torch.int64).contiguous()
+    return hashlib.sha256(
+        str(tuple(values.shape)).encode() + rounded.numpy().tobytes()
+    ).hexdigest()[:16]
+
+
+def _response(likelihood: Likelihood) -> list[float]:
+    """The root mean squares of what is measured of a fixed image, and of its noise."""
+    operator = likelihood.operator
+    assert isinstance(operator, Operator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        image = torch.rand(1, 1, *operator.domain_shape)
+        clean = operator(image)
+        noise = likelihood.simulate(image) - clean
+    return [float(part.square().mean().sqrt()) for part in (clean, noise)]

@@ -1,0 +1,205 @@
+"""Reconstructors learned from one image: windows, networks, what they are for, and how they learn."""
+
+import math
+
+import pytest
+import torch
+
+from patchflow import models
+from patchflow.errors import InputError
+from patchflow.image_models import SingleImage, single_image
+from patchflow.learn_single_image import ReconstructionLoss, learn_single_image
+from patchflow.networks.unrolled import UnrolledNetwork
+from patchflow.numerics.dihedral import DIHEDRAL
+from patchflow.numerics.windows import WindowSampler, middle
+from patchflow.problems.blur import Blur, downsample, gaussian_kernel
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Composition, Identity
+from patchflow.problems.sampling import Mask, Subsample
+from patchflow.problems.signature import differs, signature
+from patchflow.reconstruct.single_image import commuting, reconstruct
+
+
+def test_windows_are_of_the_image_everywhere_alike() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(35.0).view(1, 1, 5, 7)
+    sampler = WindowSampler([image], (3, 4), 2000, dihedral=True)
+    windows = sampler()
+    assert windows.shape == (2000, 1, 3, 4)
+    known = {}
+    for g in DIHEDRAL:
+        rows, columns = (3, 4) if g.turns % 2 == 0 else (4, 3)
+        for top in range(5 - rows + 1):
+            for left in range(7 - columns + 1):
+                window = g(image[..., top : top + rows, left : left + columns])
+                known[tuple(window.flatten().tolist())] = (g, top, left)
+    seen = [known[tuple(window.flatten().tolist())] for window in windows]
+    # Each symmetry has probability 1/8; then each place is alike. Five standard errors.
+    for g in DIHEDRAL:
+        count = sum(found[0] == g for found in seen)
+        assert abs(count - 250) < 5 * math.sqrt(2000 * (1 / 8) * (7 / 8))
+    straight = [found[1:] for found in seen if found[0] == DIHEDRAL[0]]
+    for place in {(top, left) for top in range(3) for left in range(4)}:
+        expected = len(straight) / 12
+        assert abs(straight.count(place) - expected) < 5 * math.sqrt(expected)
+
+
+def test_windows_go_on_periodically_if_asked() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    windows = WindowSampler([image], (4, 4), 300, wrap=True)()
+    corners = {float(window[0, 0, 0]) for window in windows}
+    assert len(corners) == 16
+    for window in windows[:20]:
+        row, column = divmod(int(window[0, 0, 0]), 4)
+        assert torch.equal(window, image[0].roll((-row, -column), (-2, -1)))
+    with pytest.raises(InputError, match="4 x 4 pixels but windows have 5 x 4"):
+        WindowSampler([image], (5, 4), 1)
+    assert torch.equal(middle(image, (2, 2))[0, 0], torch.tensor([[5.0, 6.0], [9.0, 10.0]]))
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (22, 26)])
+def test_an_untrained_network_is_the_start_and_its_data_steps_are_proximal_maps(shape) -> None:
+    torch.manual_seed(0)
+    operator = Blur(gaussian_kernel(5, 1.0), shape, "periodic")
+    y = operator(torch.rand(2, 1, *shape))
+    network = UnrolledNetwork(cell=4, width=8, blocks=1).requires_grad_(False)
+    torch.testing.assert_close(network(y, operator), operator.initial(y))
+    rho = 0.3
+    network = UnrolledNetwork(cell=4, width=8, blocks=1, stages=2, strengths=(rho,))
+    x = network(y, operator).detach()
+    # The minimiser of |A u - y|^2 / 2 + rho |u - v|^2 / 2 has no slope.
+    v = operator.initial(y)
+    slope = operator.adjoint(operator(x) - y) + rho * (x - v)
+    assert float(slope.abs().max()) < 1e-12
+
+
+def test_the_gradient_goes_through_the_data_steps() -> None:
+    torch.manual_seed(0)
+    operator = downsample((16, 16), 4)
+    network = UnrolledNetwork(cell=4, width=4, blocks=1, stages=2, strengths=(0.2,))
+    for stage in network.stages:
+        torch.nn.init.normal_(stage.tail.weight, std=0.1)
+    model = SingleImage([network], {})
+    x = torch.rand(2, 1, 16, 16)
+    y = operator(x) + 0.01 * torch.randn(2, 1, 4, 4)
+    loss = ReconstructionLoss(model, operator)
+    weight = network.stages[0].head.weight
+    loss(x, y).sum().backward()
+    direction = torch.randn_like(weight)
+    slope = float((weight.grad * direction).sum())
+    values = []
+    for step in (-1e-5, 1e-5):
+        with torch.no_grad():
+            weight += step * direction
+            values.append(float(loss(x, y).sum()))
+            weight -= step * direction
+    assert abs((values[1] - values[0]) / 2e-5 - slope) < 1e-6 * abs(slope) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("operator", "count"),
+    [
+        (downsample((48, 48)), 7),
+        (downsample((48, 64)), 3),
+        (downsample((48, 48), 2), 7),
+        (downsample((48, 48), 2, boundary="valid"), 7),
+        (Blur(gaussian_kernel(5, 1.0), (16, 16)), 7),
+        (Identity((9, 9)), 7),
+        (Blur(torch.tensor([[0.5, 0.3, 0.2]]), (16, 16)), 1),  # a reflection across the motion
+        (Mask(torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) > 0.5), 0),
+    ],
+)
+def test_turns_that_an_operator_commutes_with(operator, count) -> None:
+    turns = commuting(operator)
+    assert len(turns) == count
+    torch.manual_seed(5)
+    x = torch.randn(1, 1, *operator.domain_shape)
+    for turn in turns:
+        torch.testing.assert_close(operator(turn.symmetry(x)), turn(operator(x)))
+
+
+def test_descriptions_tell_measurements_apart() -> None:
+    def described(operator, std=0.01):
+        return signature(GaussianLikelihood(operator, std))
+
+    blur = described(downsample((48, 48)))
+    assert not differs(blur, described(downsample((96, 64))))
+    assert differs(blur, described(downsample((48, 48), 2))) == ["kernel", "stride"]
+    assert differs(blur, described(downsample((48, 48)), 0.02)) == ["noise"]
+    assert not differs(blur, described(downsample((48, 48)), 0.010001))
+    assert "operator" in differs(blur, described(Identity((48, 48))))
+    mask = torch.ones(8, 8)
+    one = described(Mask(mask))
+    mask[0, 0] = 0
+    assert differs(one, described(Mask(mask))) == ["mask"]
+    composed = described(Composition(Subsample((16, 16), 2), Blur(torch.ones(3, 3), (16, 16))))
+    other = described(Composition(Subsample((16, 16), 2), Blur(torch.eye(3), (16, 16))))
+    assert differs(composed, other) == ["response"]
+
+
+def texture(side, seed):
+    torch.manual_seed(seed)
+    spots = Blur(gaussian_kernel(9, 1.5), (side, side), "periodic")(torch.randn(1, 1, side, side))
+    return (spots > 0).to(torch.get_default_dtype()) * 0.6 + 0.2
+
+
+def problem(shape):
+    return GaussianLikelihood(downsample(shape, 2), 0.01)
+
+
+@pytest.mark.parametrize("strengths", [(), (0.1,)])
+def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
+    image, other = texture(64, 0), texture(48, 1)
+    likelihood = problem((48, 48))
+    torch.manual_seed(0)
+    model = single_image(
+        measurement=signature(likelihood),
+        cell=2,
+        width=12,
+        blocks=1,
+        strengths=strengths,
+        members=2,
+    )
+    record = learn_single_image(
+        model, [image], problem, window=(24, 24), holdout=0.5, batch=3, steps=40, lr=1e-2
+    )
+    assert record.steps == 40
+    y = likelihood.simulate(other)
+    start = likelihood.operator.initial(y)
+
+    def error(x):
+        return float((x - other).square().mean())
+
+    once, often = (reconstruct(likelihood, model, y, ensemble=e).x for e in (False, True))
+    assert error(once) < 0.85 * error(start)
+    # The mean over the turns turns with the measurement, the network alone does not.
+    turn = commuting(likelihood.operator)[2]
+    for ensemble, same in ((True, True), (False, False)):
+        x, turned = (reconstruct(likelihood, model, z, ensemble=ensemble).x for z in (y, turn(y)))
+        assert torch.allclose(turned, turn.symmetry(x), atol=1e-9) is same
+    path = tmp_path / "model.safetensors"
+    models.save(path, model)
+    again = models.load(path, SingleImage)
+    torch.testing.assert_close(reconstruct(likelihood, again, y).x, often)
+    with pytest.raises(InputError, match=r"trained for noise 0\.01, not 0\.03; train one"):
+        reconstruct(GaussianLikelihood(likelihood.operator, 0.03), model, y)
+    with pytest.raises(InputError, match="2 channels but the network was trained for 1"):
+        reconstruct(likelihood, model, y.expand(-1, 2, -1, -1))
+
+
+def test_bad_images_are_refused() -> None:
+    model = single_image(measurement={}, width=4, blocks=1)
+    for image, told in (
+        (torch.rand(1, 3, 64, 64), "3 channels but the model was made for 1"),
+        (torch.full((1, 1, 64, 64), 0.5), "constant"),
+        (torch.rand(1, 1, 40, 64), "too small|windows"),
+    ):
+        with pytest.raises(InputError, match=told):
+            learn_single_image(model, [image], problem, window=(48, 48), steps=1)
+    with pytest.raises(InputError, match="0 steps"):
+        learn_single_image(model, [torch.rand(1, 1, 64, 64)], problem, steps=0)
+    with pytest.raises(InputError, match="2 stages"):
+        UnrolledNetwork(stages=2)
+    with pytest.raises(InputError, match="members"):
+        single_image(measurement={}, members=0)
