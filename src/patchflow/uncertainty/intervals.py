@@ -1,0 +1,218 @@
+r"""Error bars of the pixels of a reconstruction, calibrated on images whose truth is known.
+
+A *difficulty* is predicted for each pixel from the reconstruction alone: its local standard deviation. Pixels of
+calibration images are sorted into bins of difficulty; in each bin, the interval runs between quantiles of the errors,
+
+.. math:: [x_i + q_{(1 - p)/2}(b_i),\ x_i + q_{(1 + p)/2}(b_i)],
+
+of truth minus reconstruction, where :math:`b_i` is the bin of pixel :math:`i` and :math:`p` the level. Two guarantees
+are possible. *Empirical*: the share :math:`p` of the calibration images' pixels is covered, and as much of an image
+that is like them. *Conformal*, from ten images on: some of the images choose the bins, and each of the others has a
+factor by which the intervals would have to be widened about their middles to cover the share :math:`p` of its pixels.
+The largest but for :math:`\lfloor (n + 1)(1 - p) \rfloor - 1` of these :math:`n` factors widens the intervals: if the
+next image is exchangeable with the calibration images, then with probability :math:`p` at least the share :math:`p` of
+its pixels is covered.
+
+References:
+    Angelopoulos et al., "Image-to-image regression with distribution-free uncertainty quantification", ICML 2022,
+    https://arxiv.org/abs/2202.05265
+    Vovk, Gammerman, Shafer, "Algorithmic learning in a random world", 2005 (conformal prediction)
+    Romano, Patterson, Candes, "Conformalized quantile regression", 2019, https://arxiv.org/abs/1905.03222
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from patchflow.errors import InputError
+
+Image = Float[Tensor, "1 channels height width"]
+# Side of the window of the local standard deviation, in pixels.
+_WINDOW = 7
+# Pixels of calibration in a bin: the quantiles at 5 and 95 % are then those of at least a hundred errors.
+LEAST = 2000
+_BINS = 20
+
+
+class Intervals(NamedTuple):
+    """A fitted map from reconstructions to intervals.
+
+    Attributes:
+        level: The share of the pixels to cover.
+        edges: The difficulties between neighbouring bins, increasing.
+        low: Of each bin, the lower quantile of truth minus reconstruction.
+        high: The upper one.
+        factor: The intervals are this much wider than between the quantiles; 1 unless conformal.
+        images: Number of calibration images.
+        guarantee: ``"empirical"`` or ``"conformal"``.
+    """
+
+    level: float
+    edges: list[float]
+    low: list[float]
+    high: list[float]
+    factor: float
+    images: int
+    guarantee: str
+
+    def __call__(self, x: Image) -> tuple[Image, Image]:
+        """The lower and the upper ends for a reconstruction."""
+        bins = self._bins(x)
+        low, high = (torch.tensor(ends).to(x)[bins] for ends in (self.low, self.high))
+        middle, half = (low + high) / 2, (high - low) / 2
+        return x + middle - self.factor * half, x + middle + self.factor * half
+
+    def explain(self) -> str:
+        """A sentence about what is guaranteed."""
+        share = f"{100 * self.level:.0f} %"
+        if self.guarantee == "conformal":
+            return (
+                f"Conformal over {self.images} images: of a new image that is exchangeable with them, at least {share} "
+                f"of the pixels lie in their intervals with probability {share}."
+            )
+        count = "one image" if self.images == 1 else f"{self.images} images"
+        return (
+            f"Empirical, not conformal: {share} of the pixels of {count} with known truth lie in their intervals; that "
+            "holds as well for images like them, without a guarantee."
+        )
+
+    def _bins(self, x: Image) -> Tensor:
+        return torch.bucketize(difficulty(x), torch.tensor(self.edges).to(x))
+
+
+class Coverage(NamedTuple):
+    """How intervals fare on an image with known truth.
+
+    Attributes:
+        share: The share of the pixels that are covered.
+        width: The mean width of the intervals.
+        constant: The width of intervals of one width, about reconstruction plus median error of this image, that cover
+            the same share: what the best constant would be.
+        regions: The share in each of 4 x 4 parts of the image.
+        intensities: The share in each tenth of the pixels, sorted by the reconstruction's value.
+    """
+
+    share: float
+    width: float
+    constant: float
+    regions: list[list[float]]
+    intensities: list[float]
+
+
+def difficulty(x: Image) -> Image:
+    """The standard deviation in a window around each pixel, over all channels: one number for a pixel's channels."""
+    margin = [_WINDOW // 2] * 4
+    wide = functional.pad(x, margin, mode="reflect")
+    mean, square = (
+        functional.avg_pool2d(values, _WINDOW, stride=1) for values in (wide, wide.square())
+    )
+    return (square - mean.square()).clamp_min(0).mean(1, keepdim=True).sqrt().expand_as(x)
+
+
+def fit_intervals(
+    reconstructions: Sequence[Tensor], truths: Sequence[Tensor], *, level: float = 0.9
+) -> Intervals:
+    """Fit intervals to images with known truth; conformal if there are enough of them.
+
+    Args:
+        reconstructions: What was made of their measurements, each (1, channels, height, width).
+        truths: The images.
+        level: The share of the pixels to cover, in (0, 1).
+
+    Raises:
+        InputError: If the level is no share, numbers or sizes differ, or there are too few pixels.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"The level is {level:g} but must lie between 0 and 1, as 0.9.")
+    if len(reconstructions) != len(truths) or not truths:
+        raise InputError(
+            f"Got {len(reconstructions)} reconstructions of {len(truths)} images; give one of each image."
+        )
+    for x, truth in zip(reconstructions, truths, strict=True):
+        if x.shape != truth.shape:
+            raise InputError(
+                f"A reconstruction has the shape {tuple(x.shape)}, its truth {tuple(truth.shape)}; give the images "
+                "that were measured."
+            )
+    least = math.ceil(level / (1 - level) - 1e-9)
+    count = len(truths) - least if len(truths) > least else len(truths)
+    intervals = _fit_bins(reconstructions[:count], truths[:count], level)
+    rest = list(zip(reconstructions[count:], truths[count:], strict=True))
+    if not rest:
+        return intervals
+    factors = sorted(_factor(intervals, x, truth) for x, truth in rest)
+    chosen = factors[math.ceil((len(factors) + 1) * level - 1e-9) - 1]
+    return intervals._replace(factor=chosen, images=len(truths), guarantee="conformal")
+
+
+def coverage(intervals: Intervals, x: Image, truth: Image) -> Coverage:
+    """Measure the coverage of an image with known truth.
+
+    Args:
+        intervals: Fitted on other images.
+        x: The reconstruction.
+        truth: The truth.
+    """
+    low, high = intervals(x)
+    covered = ((low <= truth) & (truth <= high)).to(x).mean(1, keepdim=True)
+    share = float(covered.mean())
+    error = (truth - x).flatten()
+    half = _quantile((error - error.median()).abs(), torch.tensor(share).to(x))
+    rows = [part.chunk(4, -1) for part in covered.chunk(4, -2)]
+    order = x.mean(1).flatten().argsort()
+    return Coverage(
+        share=share,
+        width=float((high - low).mean()),
+        constant=2 * float(half),
+        regions=[[float(part.mean()) for part in row] for row in rows],
+        intensities=[float(part.mean()) for part in covered.flatten()[order].chunk(10)],
+    )
+
+
+def _fit_bins(xs: Sequence[Tensor], truths: Sequence[Tensor], level: float) -> Intervals:
+    errors = torch.cat([(truth - x).flatten() for x, truth in zip(xs, truths, strict=True)])
+    hardness = torch.cat([difficulty(x).flatten() for x in xs])
+    bins = min(_BINS, len(errors) // LEAST)
+    if bins < 1:
+        raise InputError(
+            f"The calibration images have {len(errors)} values but at least {LEAST} are needed for error bars; give "
+            "larger or more images."
+        )
+    order = hardness.argsort()
+    parts = errors[order].tensor_split(bins)
+    ends = [part[-1] for part in hardness[order].tensor_split(bins)[:-1]]
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(errors)
+    quantiles = torch.stack([_quantile(part, tails) for part in parts])
+    return Intervals(
+        level,
+        [float(end) for end in ends],
+        quantiles[:, 0].tolist(),
+        quantiles[:, 1].tolist(),
+        1.0,
+        len(xs),
+        "empirical",
+    )
+
+
+def _quantile(values: Tensor, shares: Tensor) -> Tensor:
+    # torch.quantile takes at most 16 million values.
+    ordered = values.sort().values
+    places = shares * (len(ordered) - 1)
+    below = places.floor().long()
+    above = (below + 1).clamp_max(len(ordered) - 1)
+    return ordered[below].lerp(ordered[above], places - below)
+
+
+def _factor(intervals: Intervals, x: Image, truth: Image) -> float:
+    """The smallest factor about the middles that covers the share of an image's pixels."""
+    low, high = intervals(x)
+    half = ((high - low) / 2).clamp_min(torch.finfo(x.dtype).tiny)
+    needed = ((truth - (low + high) / 2).abs() / half).flatten().sort().values
+    return float(needed[math.ceil(intervals.level * len(needed)) - 1])
