@@ -1,0 +1,74 @@
+r"""Where a patch prior has no opinion: pixels whose patches are unlike those of images that are known to be right.
+
+The negative log-likelihood of the patches around each pixel (:meth:`PatchPrior.nll_map`, in nats) is compared with its
+law on reference images: beyond the quantile :math:`1 - \alpha / 2` a pixel is more surprising than all but a share
+:math:`\alpha / 2` of the reference, below the quantile :math:`\alpha / 2` it is smoother, as of a wrong scale. So a
+share :math:`\alpha` of the pixels of the reference itself raises a false alarm. References that went through the same
+measurement and reconstruction as the image are the right ones: reconstructions are smoother than images.
+
+References:
+    Ren et al., "Likelihood ratios for out-of-distribution detection", 2019, https://arxiv.org/abs/1906.02845 (why both
+    tails count)
+    Chandola, Banerjee, Kumar, "Anomaly detection: a survey", ACM Computing Surveys 41(3), 2009
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from patchflow.errors import InputError
+from patchflow.priors.patch import PatchPrior
+
+
+class Novelty(NamedTuple):
+    """Thresholds of a patch prior's map.
+
+    Attributes:
+        low: Below it a pixel is smoother than the reference, in nats.
+        high: Above it a pixel is more surprising.
+        rate: The share of the reference's pixels that lie outside: the false alarms.
+    """
+
+    low: float
+    high: float
+    rate: float
+
+    def __call__(
+        self, nll_map: Float[Tensor, "batch 1 height width"]
+    ) -> tuple[Bool[Tensor, "batch 1 height width"], Bool[Tensor, "batch 1 height width"]]:
+        """The pixels that are too smooth, and those that are too surprising."""
+        return nll_map < self.low, nll_map > self.high
+
+
+def fit_novelty(prior: PatchPrior, references: Sequence[Tensor], *, rate: float = 0.01) -> Novelty:
+    """Choose thresholds by a rate of false alarms.
+
+    Args:
+        prior: The patch prior.
+        references: Images that are known to be right, each (1, channels, height, width): best reconstructions of
+            simulated measurements of validation images.
+        rate: The share of their pixels that may raise an alarm, in (0, 1).
+
+    Raises:
+        InputError: If the rate is no share, there is no reference, one does not fit the prior, or the rate is less
+            than ten pixels of them.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"The rate of false alarms is {rate:g} but must lie between 0 and 1.")
+    if not references:
+        raise InputError("There is no reference image; give at least one.")
+    for image in references:
+        prior.check(image)
+    values = torch.cat([prior.nll_map(image).flatten() for image in references]).sort().values
+    count = round(len(values) * rate / 2)
+    if count < 5:
+        raise InputError(
+            f"A rate of {rate:g} is {2 * count} of the references' {len(values)} pixels but at least ten are needed; "
+            "give a higher rate, or more images."
+        )
+    return Novelty(float(values[count]), float(values[-count - 1]), rate)
