@@ -94,7 +94,8 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     x, truth = pair(0)
     for arguments, level, told in (
         (([x], [truth]), 1.0, "level is 1"),
-        (([x], []), 0.9, "1 reconstructions of 0"),
+        (([x], []), 0.9, "no calibration image"),
+        (([x], [truth, truth]), 0.9, "1 reconstructions of 2"),
         (([x], [truth[..., :-1]]), 0.9, "shape"),
         (([x[..., :40, :40]], [truth[..., :40, :40]]), 0.9, "1600 values but at least 2000"),
     ):

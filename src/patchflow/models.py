@@ -55,7 +55,7 @@ def save(
     Args:
         path: The file, usually ``*.safetensors``.
         model: What a function of this module returned.
-        images: The training images; their fingerprint is kept, not their pixels.
+        images: The training images; their fingerprints are kept, not their pixels.
         seed: The seed of the training.
         training: What else is worth knowing about the training: JSON values.
 
@@ -69,7 +69,8 @@ def save(
             "save a premade model, or use save_model with a header of your own."
         )
     name, arguments = made_by
-    header = ModelHeader(name, arguments, fingerprint(images), seed, training or {})
+    told = {**(training or {}), "images": [fingerprint([image]) for image in images]}
+    header = ModelHeader(name, arguments, fingerprint(images), seed, told)
     save_model(path, model.state_dict(), header)
 
 

@@ -153,3 +153,18 @@ def png_of(pixels: np.ndarray) -> bytes:
     grey = bool((pixels[..., :1] == pixels).all())
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     return encode_png(tensor[:, :1] if grey else tensor)
+
+
+def error_of(reconstruction: Panel, truth: Panel) -> Float[Tensor, "height width"]:
+    """The absolute error of a reconstruction, mean over channels.
+
+    Raises:
+        InputError: If the sizes differ.
+    """
+    x, true = reconstruction.image, truth.image
+    if x.shape != true.shape:
+        raise InputError(
+            f"The reconstruction of shape {tuple(x.shape)} and the truth of shape {tuple(true.shape)} cannot be "
+            "subtracted: give images of the same size."
+        )
+    return (x.detach().float() - true.detach().float()).abs().mean(1)[0]

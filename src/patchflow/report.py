@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchflow.errors import InputError
 from patchflow.figures import Curve, Drawing, draw_curves, draw_map, figure_grid
 from patchflow.io.atomic import write_bytes, write_text
 from patchflow.io.checkpoint import library_version
@@ -30,6 +29,7 @@ from patchflow.panels import (
     busiest_region,
     check_panel,
     cut_region,
+    error_of,
     png_of,
     sampling_of,
     visible_pixels,
@@ -82,6 +82,8 @@ class Report:
         curves: Convergence curves.
         profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
+        width: The width of the error bar of each pixel, in the units of the images.
+        alarm: The pixels that are unlike what the prior knows.
         components: The component of a mixture that each patch belongs to, (rows, columns).
         zoom: The region shown enlarged; by default the one of highest variance of the
             reconstruction.
@@ -108,6 +110,8 @@ class Report:
     curves: Sequence[Curve] = ()
     profiles: Sequence[Curve] = ()
     nll_map: Float[Tensor, "height width"] | None = None
+    width: Float[Tensor, "height width"] | None = None
+    alarm: Bool[Tensor, "height width"] | None = None
     components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -237,33 +241,33 @@ def _zoom_section(report: Report, zoom: Region, window: Window) -> str:
 
 
 def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
+    unit = f" in {report.unit}" if report.unit else ""
+    error = None if report.truth is None else error_of(report.reconstruction, report.truth)
+    maps = (
+        (
+            "error map",
+            f"absolute error of the reconstruction{unit} (colours end at the 99.5th percentile)",
+            *(error, _ERROR_MAP, True),
+        ),
+        (
+            "patch negative log-likelihood",
+            "nats per patch, centred at the pixel: high where the prior is surprised",
+            *(report.nll_map, _NLL_MAP, False),
+        ),
+        ("width of the error bars", f"of pixels{unit}", report.width, _ERROR_MAP, True),
+        ("novelty", "bright: unlike the calibration images", report.alarm, _NLL_MAP, True),
+        (
+            "components",
+            "of the mixture, that each patch belongs to: similar colours mean nothing",
+            *(report.components, _COMPONENTS_MAP, True),
+        ),
+    )
     figures = []
-    if report.truth is not None:
-        x, truth = report.reconstruction.image, report.truth.image
-        if x.shape != truth.shape:
-            raise InputError(
-                f"The reconstruction of shape {tuple(x.shape)} and the truth of shape "
-                f"{tuple(truth.shape)} cannot be subtracted: give images of the same size."
-            )
-        error = (x.detach().float() - truth.detach().float()).abs().mean(1)[0].cpu().numpy()
-        unit = f" in {report.unit}" if report.unit else ""
-        caption = (
-            f"absolute error of the reconstruction{unit} (colours end at the 99.5th percentile)"
-        )
-        drawing = draw_map(error, _ERROR_MAP, from_zero=True)
-        figures.append(_drawn("error map", caption, drawing, pictures))
-    if report.nll_map is not None:
-        values = report.nll_map.detach().float().cpu().numpy()
-        caption = "nats per patch, centred at the pixel: high where the prior is surprised"
-        drawing = draw_map(values, _NLL_MAP, from_zero=False)
-        figures.append(_drawn("patch negative log-likelihood", caption, drawing, pictures))
-    if report.components is not None:
-        values = report.components.detach().float().cpu().numpy()
-        caption = (
-            "the component of the mixture that each patch belongs to: similar colours mean nothing"
-        )
-        drawing = draw_map(values, _COMPONENTS_MAP, from_zero=True)
-        figures.append(_drawn("components", caption, drawing, pictures))
+    for label, caption, values, colours, from_zero in maps:
+        if values is not None:
+            pixels = values.detach().float().cpu().numpy()
+            drawing = draw_map(pixels, colours, from_zero=from_zero)
+            figures.append(_drawn(label, caption, drawing, pictures))
     return figures
 
 

@@ -1,12 +1,13 @@
-"""``patchflow calibrate``: whether the samples of a model are right, over simulated measurements."""
+"""``patchflow calibrate``: error bars of images, or whether the samples of a posterior model are right."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from patchflow.calibration_plots import draw_calibration
 from patchflow.chains.flow import Flow
 from patchflow.cli.config import command_line, write_config
+from patchflow.cli.error_bars import calibrate_images
+from patchflow.cli.image_methods import ImageMethod, Solver
 from patchflow.cli.options import output_folder
 from patchflow.cli.posterior_problem import (
     Problem,
@@ -24,7 +27,8 @@ from patchflow.cli.posterior_problem import (
     load_problem,
     model_data_dim,
 )
-from patchflow.errors import NumericalError
+from patchflow.cli.problems import Settings
+from patchflow.errors import InputError, NumericalError
 from patchflow.io.atomic import write_bytes, write_text
 from patchflow.report import versions
 from patchflow.uncertainty.calibration import (
@@ -38,6 +42,8 @@ from patchflow.uncertainty.evidence import sample_posterior
 
 # The probability of a false alarm, over all tests together.
 _LEVEL = 0.01
+# The flags that concern the test of a model.
+_OF_MODEL = ("problem", "model", "output", "datasets", "draws", "correct", "seed", "threads")
 # Walks at a time.
 _BLOCK = 16_384
 _REMEDY = (
@@ -72,41 +78,97 @@ class Judgement:
 
 
 def calibrate(
+    images: Sequence[str] = (),
     *,
     problem: str,
-    model: str,
+    model: str | None = None,
     output: str = "calibration",
-    datasets: int = 300,
-    draws: int = 200,
+    datasets: int | None = None,
+    draws: int | None = None,
     correct: Literal["none", "metropolis"] = "none",
+    method: ImageMethod = "patchnr",
+    prior: str | None = None,
+    weight: float | None = None,
+    noise: float = 0.01,
+    scale: int = 4,
+    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
+    kernel: str | None = None,
+    mask: str | None = None,
+    level: float = 0.9,
+    false_alarms: float = 0.01,
+    range: str | None = None,
+    grey: bool = False,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Test on simulated measurements whether the samples of a model are right.
+    """Fit error bars of reconstructions to images with known truth, or test the samples of a posterior model.
 
-    Writes a folder with calibration.png, ranks.csv and calibration.json, and says which parameters are overconfident,
-    underconfident or biased.
+    With images: measures each by simulation, reconstructs it, and writes calibration.json for reconstruct
+    --calibration: intervals for the pixels, and for priors on patches thresholds of what is unlike these images. From
+    ten images on (--level 0.9) the intervals are conformal.
+
+    With --model: tests on simulated measurements whether its samples are right. Writes a folder with calibration.png,
+    ranks.csv and calibration.json, and says which parameters are overconfident, underconfident or biased.
 
     Args:
-        problem: The Python file of the training.
+        images: Images with known truth that nothing was learned from: PNG, JPEG, TIFF or .npy.
+        problem: With images as of reconstruct: super-resolution, deblurring, inpainting, denoising or a Python file;
+            with --model the Python file of the training.
         model: The model file of patchflow train conditional-snf.
         output: Folder to write; also -o.
-        datasets: Number of simulated measurements.
-        draws: Samples of the posterior of each.
-        correct: none tests the model; metropolis tests it with that correction, 20 times slower.
+        datasets: --model: number of simulated measurements, 300 by default.
+        draws: --model: samples of the posterior of each, 200 by default.
+        correct: --model: none tests the model; metropolis tests it with that correction, 20 times slower.
+        method: Images: the method of reconstruct.
+        prior: Images: the model file that the method needs.
+        weight: Images: weight of the prior; the default of the method without it.
+        noise: Images: standard deviation of the noise, in units of the image range.
+        scale: Super-resolution: image pixels per measured pixel.
+        boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
+        kernel: Deblurring: the blur kernel, an image or .npy file.
+        mask: Inpainting: an image that is white where pixels were measured.
+        level: Images: the share of the pixels that the intervals are to cover.
+        false_alarms: Images: the share of the calibration images' pixels that may count as unlike them.
+        range: Images: values LO:HI of the files that become 0 and 1.
+        grey: Images: convert colour images to grey.
         seed: Random seed.
         threads: Number of threads; by default all cores.
+
+    Raises:
+        InputError: If neither or both of images and model are given, or what is given does not fit.
     """
-    settings = dict(locals())
+    settings = dict(locals()) | {"images": list(images)}
+    if bool(images) == (model is not None):
+        raise InputError(
+            "Give either images with known truth, for error bars, or --model, the model of a posterior to test."
+        )
+    if model is None:
+        for name, value in (("datasets", datasets), ("draws", draws)):
+            if value is not None:
+                raise InputError(f"--{name} {value} is for --model; leave it out.")
+        flags = Settings(problem, noise, scale, boundary, kernel, mask)
+        solver = Solver(method, None, None, None, "adam", "default", weight)
+        calibrate_images(images, solver, flags, settings)
+        return
+    _test_model(problem, model, settings)
+
+
+def _test_model(problem: str, model: str, settings: dict[str, Any]) -> None:
+    datasets, draws = (
+        default if settings[name] is None else settings[name]
+        for name, default in (("datasets", 300), ("draws", 200))
+    )
+    own = {key: value for key, value in settings.items() if key in _OF_MODEL}
+    settings = own | {"datasets": datasets, "draws": draws}
     at_least(20, {"datasets": datasets})
     at_least(2, {"draws": draws})
     model_data_dim(model)
-    found = load_problem(problem, seed=seed, threads=threads)
+    found = load_problem(problem, seed=settings["seed"], threads=settings["threads"])
     flow, warnings = load_fitting(model, found)
-    folder = output_folder(output)
+    folder = output_folder(settings["output"])
     for warning in warnings:
         print(f"patchflow: warning: {warning}", file=sys.stderr)
-    truths, samples = _sampled(flow, found, datasets, draws, correct == "metropolis")
+    truths, samples = _sampled(flow, found, datasets, draws, settings["correct"] == "metropolis")
     ranks = sbc_ranks(samples, truths)
     levels, coverage = tarp_coverage(samples, truths)
     p_coverage = tarp_test(samples, truths)

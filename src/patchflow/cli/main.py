@@ -53,8 +53,8 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
     ("sample",): (sample, "measurement", "sample the posterior of a measurement"),
     ("calibrate",): (
         calibrate,
-        None,
-        "test on simulated measurements whether the samples are right",
+        "images",
+        "fit error bars to images, or test the samples of a posterior model",
     ),
     ("demo",): (demo, None, "learn from one half of a photograph, super-resolve the other half"),
     ("benchmark",): (benchmark, "name", "rerun a table: ours beside the published numbers"),
@@ -87,9 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         function, positional, _ = _COMMANDS[words]
         values = {key: value for key, value in vars(leaf).items() if key != "config"}
         if positional is not None and values[positional] in (None, []):
-            raise InputError(
-                f"The command needs {positional.upper()}; see patchflow {' '.join(words)} --help."
-            )
+            del values[positional]
+            if (
+                inspect.signature(function).parameters[positional].default
+                is inspect.Parameter.empty
+            ):
+                raise InputError(
+                    f"The command needs {positional.upper()}; see patchflow {' '.join(words)} --help."
+                )
         function(**values)
     except (InputError, argparse.ArgumentError) as error:
         print(f"patchflow: {_sentence(error)}", file=sys.stderr)

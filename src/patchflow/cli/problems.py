@@ -28,7 +28,7 @@ NAMES = ("super-resolution", "deblurring", "inpainting", "denoising", "ct")
 # Flags of images that say nothing about a sinogram, and flags of sinograms alone, with their defaults.
 _IMAGE_FLAGS = {
     **{"noise": 0.01, "scale": 4, "boundary": None, "kernel": None, "mask": None},
-    **{"range": None, "grey": False},
+    **{"range": None, "grey": False, "calibration": None},
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from patchflow.cli.config import command_line, write_config
+from patchflow.cli.error_bars import Bars, Calibration
 from patchflow.cli.image_methods import SPLITTING, ImageMethod, Prior, Solver
 from patchflow.cli.notes import convergence
 from patchflow.cli.options import (
@@ -70,6 +71,7 @@ def reconstruct(
     solver: Literal["adam", "lbfgs"] = "adam",
     preset: Literal["default", "paper"] = "default",
     report: str | None = None,
+    calibration: str | None = None,
     range: str | None = None,
     grey: bool = False,
     seed: int = 0,
@@ -121,6 +123,8 @@ def reconstruct(
         preset: paper is the published weight and procedure of patchnr (300 steps, 130,000 random patches in each; for
             ct 300 or 3000 steps, 40,000 random patches), and for images of epll, local-ar, wpp and dip-tv.
         report: Folder for the report.
+        calibration: What patchflow calibrate IMAGE wrote: error bars, in the report and beside the output
+            (-low.tif, -high.tif).
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.
         seed: Random seed.
@@ -146,6 +150,7 @@ def reconstruct(
         )
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads)
         return
+    calibrated = None if calibration is None else Calibration.read(calibration)
     chosen = Solver(method, steps, stride, lr, solver, preset, weight)
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
@@ -188,10 +193,18 @@ def reconstruct(
         print(
             f"PSNR {float(psnr(solution.x, x_true).mean()):.2f} dB, SSIM {float(ssim(solution.x, x_true).mean()):.3f}"
         )
+    bars = None
+    if calibrated is not None:
+        first = None if x_true is None else x_true[:1]
+        bars = calibrated.bars(likelihood, method, weight, solution.x[:1], loaded, first)
+        for end, values in (("low", bars.low), ("high", bars.high)):
+            write_image(target.with_name(f"{target.stem}-{end}.tif"), values)
+        print(*bars.notes, sep="\n")
+        notes += bars.notes
     if report is not None:
         page = write_report(
             report,
-            _report(settings, y, init, solution, x_true, loaded, notes, seconds),
+            _report(settings, y, init, solution, x_true, loaded, notes, seconds, bars),
         )
         print(f"Report: {page}")
 
@@ -221,6 +234,7 @@ def _report(
     prior: Prior | None,
     notes: list[str],
     seconds: float,
+    bars: Bars | None,
 ) -> Report:
     method = str(settings["method"])
     start = _START_NAMES.get(str(settings["problem"]), "start")
@@ -256,6 +270,8 @@ def _report(
             if method == "epll" and isinstance(prior, PatchPrior)
             else None
         ),
+        width=None if bars is None else (bars.high - bars.low)[0].mean(0),
+        alarm=None if bars is None or bars.alarm is None else bars.alarm[0, 0],
         seed=int(str(settings["seed"])),
         timings={"reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},

@@ -129,9 +129,8 @@ def fit_intervals(
     Raises:
         InputError: If the level is no share, numbers or sizes differ, or there are too few pixels.
     """
-    if not 0 < level < 1:
-        raise InputError(f"The level is {level:g} but must lie between 0 and 1, as 0.9.")
-    if len(reconstructions) != len(truths) or not truths:
+    check_images(truths, level)
+    if len(reconstructions) != len(truths):
         raise InputError(
             f"Got {len(reconstructions)} reconstructions of {len(truths)} images; give one of each image."
         )
@@ -141,8 +140,7 @@ def fit_intervals(
                 f"A reconstruction has the shape {tuple(x.shape)}, its truth {tuple(truth.shape)}; give the images "
                 "that were measured."
             )
-    least = math.ceil(level / (1 - level) - 1e-9)
-    count = len(truths) - least if len(truths) > least else len(truths)
+    count = _for_bins(len(truths), level)
     intervals = _fit_bins(reconstructions[:count], truths[:count], level)
     rest = list(zip(reconstructions[count:], truths[count:], strict=True))
     if not rest:
@@ -150,6 +148,30 @@ def fit_intervals(
     factors = sorted(_factor(intervals, x, truth) for x, truth in rest)
     chosen = factors[math.ceil((len(factors) + 1) * level - 1e-9) - 1]
     return intervals._replace(factor=chosen, images=len(truths), guarantee="conformal")
+
+
+def check_images(truths: Sequence[Tensor], level: float) -> None:
+    """Refuse images that :func:`fit_intervals` cannot be fitted to, before they are reconstructed.
+
+    Raises:
+        InputError: If the level is no share, there is no image, or there are too few pixels.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"The level is {level:g} but must lie between 0 and 1, as 0.9.")
+    if not truths:
+        raise InputError("There is no calibration image; give at least one.")
+    values = sum(truth.numel() for truth in truths[: _for_bins(len(truths), level)])
+    if values < LEAST:
+        raise InputError(
+            f"The calibration images have {values} values but at least {LEAST} are needed for error bars; give larger "
+            "or more images."
+        )
+
+
+def _for_bins(images: int, level: float) -> int:
+    """How many of the images choose the bins: what a conformal factor leaves of them, or all."""
+    least = math.ceil(level / (1 - level) - 1e-9)
+    return images - least if images > least else images
 
 
 def coverage(intervals: Intervals, x: Image, truth: Image) -> Coverage:
@@ -180,11 +202,6 @@ def _fit_bins(xs: Sequence[Tensor], truths: Sequence[Tensor], level: float) -> I
     errors = torch.cat([(truth - x).flatten() for x, truth in zip(xs, truths, strict=True)])
     hardness = torch.cat([difficulty(x).flatten() for x in xs])
     bins = min(_BINS, len(errors) // LEAST)
-    if bins < 1:
-        raise InputError(
-            f"The calibration images have {len(errors)} values but at least {LEAST} are needed for error bars; give "
-            "larger or more images."
-        )
     order = hardness.argsort()
     parts = errors[order].tensor_split(bins)
     ends = [part[-1] for part in hardness[order].tensor_split(bins)[:-1]]

@@ -58,17 +58,27 @@ def fit_novelty(prior: PatchPrior, references: Sequence[Tensor], *, rate: float 
         InputError: If the rate is no share, there is no reference, one does not fit the prior, or the rate is less
             than ten pixels of them.
     """
-    if not 0 < rate < 1:
-        raise InputError(f"The rate of false alarms is {rate:g} but must lie between 0 and 1.")
-    if not references:
-        raise InputError("There is no reference image; give at least one.")
+    check_rate(references, rate)
     for image in references:
         prior.check(image)
     values = torch.cat([prior.nll_map(image).flatten() for image in references]).sort().values
     count = round(len(values) * rate / 2)
-    if count < 5:
-        raise InputError(
-            f"A rate of {rate:g} is {2 * count} of the references' {len(values)} pixels but at least ten are needed; "
-            "give a higher rate, or more images."
-        )
     return Novelty(float(values[count]), float(values[-count - 1]), rate)
+
+
+def check_rate(references: Sequence[Tensor], rate: float) -> None:
+    """Refuse what :func:`fit_novelty` cannot be fitted to, before images are reconstructed.
+
+    Raises:
+        InputError: If the rate is no share, there is no image, or the rate is less than ten pixels.
+    """
+    if not 0 < rate < 1:
+        raise InputError(f"The rate of false alarms is {rate:g} but must lie between 0 and 1.")
+    if not references:
+        raise InputError("There is no reference image; give at least one.")
+    pixels = sum(image[:, :1].numel() for image in references)
+    if pixels * rate < 10:
+        raise InputError(
+            f"A rate of {rate:g} is {pixels * rate:.1f} of the references' {pixels} pixels but at least ten are "
+            "needed; give a higher rate, or more images."
+        )
