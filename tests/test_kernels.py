@@ -122,7 +122,10 @@ def walk_errors(kernel: Kernel, count: int = 40_000) -> tuple[float, float]:
 
 @EVERY
 def test_walks_have_the_laws_that_the_ratio_says(make):
-    error, deviation = walk_errors(make().requires_grad_(False))
+    kernel = make().requires_grad_(False)
+    # Those that solve equations take longer for a point.
+    slow = isinstance(kernel, ContinuousFlow | ResidualBlock)
+    error, deviation = walk_errors(kernel, 4000 if slow else 40_000)
     assert deviation < 0.2, "blind"
     assert error < 5
 

@@ -55,6 +55,7 @@ from patchflow.fit import Fit as Fit
 from patchflow.fit import fit as fit
 from patchflow.fixed_points import admm as admm
 from patchflow.fixed_points import forward_backward as forward_backward
+from patchflow.flow_models import whiten as whiten
 from patchflow.io.checkpoint import ModelHeader as ModelHeader
 from patchflow.io.checkpoint import library_version as _library_version
 from patchflow.io.checkpoint import load_model as load_model

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from patchflow.chains.bijections import ActNorm
 from patchflow.chains.continuous import ContinuousFlow, Solver
 from patchflow.chains.contractions import Contraction, ProximalNet, SpectralNet
@@ -29,7 +33,7 @@ def residual_flow(
 ) -> Flow:
     r"""A residual flow: blocks :math:`x + g(x)` of bounded spectral norm, with scales and shifts between them.
 
-    Training is explicit; sampling solves for the inverse of each block.
+    Call :func:`whiten` with data before training. Training is explicit; sampling solves for the inverse of each block.
 
     Args:
         dim: Dimension of the points.
@@ -70,6 +74,8 @@ def proximal_residual_flow(
     tolerance: float = 1e-8,
 ) -> Flow:
     r"""A proximal residual flow: blocks :math:`x + \gamma \Psi(x)` with averaged networks of orthonormal weights.
+
+    Call :func:`whiten` with data before training.
 
     Args:
         dim: Dimension of the points.
@@ -143,6 +149,32 @@ def continuous_flow(
     )
     kernel = ContinuousFlow(field, trace=trace, method=method, tolerance=tolerance, steps=steps)
     return _named(Chain(kernel, ActNorm(dim)), dim, "continuous_flow", arguments)
+
+
+@torch.no_grad()
+def whiten(flow: Flow, x: Float[Tensor, "batch dim"], condition: Tensor | None = None) -> None:
+    """Initialise the scales and shifts of a chain from data, so that training starts with latent points of size one.
+
+    Each :class:`~patchflow.chains.bijections.ActNorm`, from the data on, gets the mean and the standard deviation of
+    what arrives there.
+
+    Args:
+        flow: The flow.
+        x: A batch of data, at least two points.
+        condition: Their measurements, or ``None``.
+
+    Raises:
+        InputError: If a coordinate does not vary over the batch.
+
+    References:
+        Kingma, Dhariwal, "Glow: generative flow with invertible 1x1 convolutions", 2018,
+        https://arxiv.org/abs/1807.03039
+    """
+    kernels = list(flow.chain) if isinstance(flow.chain, Chain) else [flow.chain]
+    for kernel in reversed(kernels):
+        if isinstance(kernel, ActNorm):
+            kernel.initialize(x)
+        x = kernel.reverse(x, condition).x
 
 
 def _residual(

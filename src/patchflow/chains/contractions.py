@@ -1,6 +1,6 @@
 r"""Networks whose Lipschitz constant is below one by construction: what residual flows are made of.
 
-:class:`SpectralNet` divides each weight by a bound of its spectral norm. :class:`ProximalNet` has orthonormal weights;
+:class:`SpectralNet` divides each weight by its spectral norm. :class:`ProximalNet` has orthonormal weights;
 then each of its layers is a proximal map, and the calculus of averaged operators gives the constant. Both may depend
 on a condition, without any constraint on how.
 
@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -27,10 +28,12 @@ from torch.nn import functional as F
 from patchflow.chains.nets import MLP
 from patchflow.errors import InputError
 from patchflow.numerics.contraction import Map, MapWithJacobian
-from patchflow.numerics.lipschitz import orthonormal, spectral_bound
+from patchflow.numerics.lipschitz import orthonormal, spectral_norm
 
 # The largest slope of x * sigmoid(x) is 1.0998.
 _SWISH = 1.1
+# The logarithm of the factor by which points are magnified at the start; the published proximal flows have it.
+_ZOOM = 2.0
 
 
 class Bound(NamedTuple):
@@ -80,11 +83,12 @@ class Contraction(nn.Module, ABC):
 class SpectralNet(Contraction):
     r"""A network with LipSwish between linear layers of bounded spectral norm.
 
-    .. math:: g(x, y) = W_L\, \sigma(\dots \sigma(W_1 x + b_1 + m_1(y)) \dots) + b_L + m_2(y), \qquad
-        \|W_l\|_2 \le c^{1/L}, \qquad \sigma(t) = t\, \mathrm{sigmoid}(\beta t) / 1.1 .
+    .. math:: g(x, y) = \tfrac1\kappa \big(W_L\, \sigma(\dots \sigma(\kappa W_1 x + b_1 + m_1(y)) \dots) + b_L
+        + m_2(y)\big), \qquad \|W_l\|_2 \le c^{1/L}, \qquad \sigma(t) = t\, \mathrm{sigmoid}(\beta t) / 1.1 .
 
-    A weight is only divided where its norm exceeds the bound. LipSwish has slopes in :math:`[-0.1, 1]` and, unlike
-    ReLU, a second derivative, which the gradient of the log-determinant needs.
+    A weight is only divided where its norm exceeds the bound. The learned factor :math:`\kappa > 0` bends the network
+    more within the same constant, and weights start orthogonal, so that none of the constant is lost. LipSwish has
+    slopes in :math:`[-0.1, 1]` and, unlike ReLU, a second derivative, which the gradient of the log-determinant needs.
 
     Args:
         dim: Dimension of the points.
@@ -114,6 +118,10 @@ class SpectralNet(Contraction):
         )
         # softplus(0.5) is about one.
         self.sharpness = nn.Parameter(torch.full((depth,), 0.5))
+        self.log_zoom = nn.Parameter(torch.tensor(_ZOOM))
+        for linear in self.linears:
+            nn.init.orthogonal_(linear.weight)
+        nn.init.normal_(self.linears[0].bias, std=_spread(hidden))
         self.features = _features(condition_dim, hidden + dim)
 
     @property
@@ -125,7 +133,7 @@ class SpectralNet(Contraction):
         """The weights as they act: of spectral norm at most :math:`c^{1/L}`."""
         most = self.lipschitz ** (1 / len(self.linears))
         found = [linear.weight for linear in self.linears]
-        return [weight * (most / spectral_bound(weight)).clamp_max(1) for weight in found]
+        return [weight * (most / spectral_norm(weight)).clamp_max(1) for weight in found]
 
     def at(self, condition: Tensor | None) -> Bound:
         """The map for one batch of conditions; see :meth:`Contraction.at`."""
@@ -139,16 +147,16 @@ class SpectralNet(Contraction):
                 *biases[1:-1],
                 biases[-1] + features[:, hidden:],
             ]
-        sharpness = F.softplus(self.sharpness).unbind()
+        sharpness, zoom = F.softplus(self.sharpness).unbind(), self.log_zoom.exp()
 
         def value(x: Tensor) -> Tensor:
-            h = x @ weights[0].T + biases[0]
+            h = zoom * x @ weights[0].T + biases[0]
             for beta, weight, bias in zip(sharpness, weights[1:], biases[1:], strict=True):
                 h = (h * (beta * h).sigmoid() / _SWISH) @ weight.T + bias
-            return h
+            return h / zoom
 
         def with_jacobian(x: Tensor) -> tuple[Tensor, Tensor]:
-            h = x @ weights[0].T + biases[0]
+            h = zoom * x @ weights[0].T + biases[0]
             # One row per input coordinate, pushed through the layers beside the values.
             tangents = weights[0].T.expand(len(x), -1, -1)
             for beta, weight, bias in zip(sharpness, weights[1:], biases[1:], strict=True):
@@ -156,7 +164,7 @@ class SpectralNet(Contraction):
                 slope = gate * (1 + beta * h * (1 - gate)) / _SWISH
                 h = (h * gate / _SWISH) @ weight.T + bias
                 tangents = (tangents * slope[:, None, :]) @ weight.T
-            return h, tangents.transpose(1, 2)
+            return h / zoom, tangents.transpose(1, 2)
 
         return Bound(value, with_jacobian)
 
@@ -216,8 +224,8 @@ class ProximalNet(Contraction):
         self.lift = nn.Parameter(torch.randn(hidden, dim))
         # Away from zero, so that a step of an optimiser turns a matrix a little.
         self.matrices = nn.Parameter(torch.linalg.qr(torch.randn(depth, hidden, hidden))[0])
-        self.biases = nn.Parameter(torch.zeros(depth, hidden))
-        self.log_zoom = nn.Parameter(torch.tensor(2.0))
+        self.biases = nn.Parameter(_spread(hidden) * torch.randn(depth, hidden))
+        self.log_zoom = nn.Parameter(torch.tensor(_ZOOM))
         self.features = _features(condition_dim, hidden)
 
     def weights(self) -> tuple[Float[Tensor, "hidden dim"], Float[Tensor, "depth hidden hidden"]]:
@@ -250,6 +258,11 @@ class ProximalNet(Contraction):
             return outer * u @ lift - inner * x, jacobian - inner * unit
 
         return Bound(value, with_jacobian)
+
+
+def _spread(hidden: int) -> float:
+    """The size of a hidden layer's entries for points of size one: there its bends should lie."""
+    return math.exp(_ZOOM) / math.sqrt(hidden)
 
 
 def _features(condition_dim: int, outputs: int) -> MLP | None:
