@@ -94,7 +94,10 @@ class Velocity(nn.Module, ABC):
         condition: Tensor | None,
         products: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        learning = torch.is_grad_enabled()
+        # Of frozen parameters at constant points nothing is differentiable.
+        learning = torch.is_grad_enabled() and (
+            x.requires_grad or self(time, x, condition).requires_grad
+        )
         with torch.enable_grad():
             point = x if learning and x.requires_grad else x.detach().requires_grad_(True)
             v = self(time, point, condition)

@@ -201,11 +201,12 @@ def log_det_estimate(
     Returns:
         The values g(x), and the estimates.
     """
-    learning = torch.is_grad_enabled()
+    # Of frozen parameters at constant points nothing is differentiable.
+    learning = torch.is_grad_enabled() and (x.requires_grad or function(x).requires_grad)
     extra = math.floor(math.log(1 - float(torch.rand(()))) / math.log(lipschitz))
     v = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
     with torch.enable_grad():
-        point = x if learning and x.requires_grad else x.detach().requires_grad_(True)
+        point = x if x.requires_grad and learning else x.detach().requires_grad_(True)
         value = function(point)
     estimate, neumann, product = x.new_zeros(len(x)), torch.zeros_like(x), v
     for k in range(1, exact_terms + extra + 1):
