@@ -1,14 +1,18 @@
 """Continuous flows: derivatives of velocities, walks, estimates, penalties, failures of the solver, files."""
 
-import builtins
 import math
+import sys
 
 import pytest
 import torch
 
+from patchflow.chains import continuous
 from patchflow.chains.bijections import ActNorm
 from patchflow.chains.continuous import ContinuousFlow, TransportKL
 from patchflow.chains.flow import Flow
+from patchflow.chains.kernel import Chain
+from patchflow.chains.proposals import RandomWalk
+from patchflow.chains.stochastic import Metropolis
 from patchflow.chains.velocities import Potential, Velocity, VelocityNet
 from patchflow.errors import InputError, NumericalError
 from patchflow.flow_models import continuous_flow
@@ -94,46 +98,34 @@ def test_log_ratios_of_estimated_flows_are_unbiased():
     assert abs(float(estimates.mean() - exact.reverse(x[:1]).log_ratio)) < 4 * deviation
 
 
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "rk4", "midpoint"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
 def test_a_linear_field_is_solved_by_the_matrix_exponential(method):
     matrix = 0.5 * torch.randn(DIM, DIM)
-    kernel = ContinuousFlow(Affine(matrix), method=method, tolerance=1e-7, steps=200)
+    kernel = ContinuousFlow(Affine(matrix), method=method, tolerance=1e-7, steps=20)
     x = torch.randn(4, DIM)
     with torch.no_grad():
         z, log_ratio, _ = kernel.reverse(x)
         back, minus, _ = kernel(z)
-    accuracy = 1e-4 if method == "midpoint" else 1e-5
-    torch.testing.assert_close(z, x @ torch.matrix_exp(matrix).T, atol=accuracy, rtol=accuracy)
-    torch.testing.assert_close(log_ratio, matrix.trace().expand(4), atol=accuracy, rtol=0)
-    torch.testing.assert_close(back, x, atol=accuracy, rtol=accuracy)
-    torch.testing.assert_close(minus, -log_ratio, atol=accuracy, rtol=0)
+    torch.testing.assert_close(z, x @ torch.matrix_exp(matrix).T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_ratio, matrix.trace().expand(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(minus, -log_ratio, atol=1e-5, rtol=0)
 
 
 @EVERY
-def test_gradients_are_finite_differences(make):
-    kernel = ContinuousFlow(make(), method="rk4", steps=2)
-    flow = Flow(StandardNormal(DIM), kernel)
-    x, y = torch.randn(2, DIM, requires_grad=True), torch.randn(2, 2, requires_grad=True)
-    assert torch.autograd.gradcheck(flow, (x, y), atol=1e-6)
-    parameters = dict(flow.named_parameters())
-    name = next(iter(parameters))
+@pytest.mark.parametrize(("method", "steps"), [("rk4", 2), ("dopri5", 1)])
+def test_gradients_are_finite_differences(make, method, steps):
+    flow = Flow(StandardNormal(DIM), ContinuousFlow(make(), method=method, steps=steps))
+    names, values = zip(*flow.named_parameters(), strict=True)
 
-    def of_parameter(value):
-        return torch.func.functional_call(flow, {**parameters, name: value}, (x.detach(), y))
+    def energy(x, y, *parameters):
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(flow, named, (x, y))
 
-    assert torch.autograd.gradcheck(of_parameter, parameters[name].detach().requires_grad_())
-
-
-def test_adjoint_gradients_are_those_of_the_solver():
-    net, x = lively(VelocityNet(DIM, 2, hidden=6)), torch.randn(3, DIM, requires_grad=True)
-    y = torch.randn(3, 2, requires_grad=True)
-    found = []
-    for gradient in ("solver", "adjoint"):
-        kernel = ContinuousFlow(net, tolerance=1e-8, gradient=gradient)
-        z, log_ratio, _ = kernel.reverse(x, y)
-        loss = (z.square().sum(1) - log_ratio).sum()
-        found.append(torch.autograd.grad(loss, [x, y, *net.parameters()]))
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    inputs = (torch.randn(2, DIM), torch.randn(2, 2), *values)
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+    # In random directions.
+    assert torch.autograd.gradcheck(energy, inputs, fast_mode=True)
 
 
 def test_costs_of_a_straight_path():
@@ -169,51 +161,51 @@ def test_transport_kl_adds_the_costs_and_trains():
 
 
 def test_transport_cost_shortens_paths():
-    net = lively(VelocityNet(2, hidden=6))
-    flow = Flow(StandardNormal(2), ContinuousFlow(net, method="rk4", steps=2))
-    loss, x = TransportKL(flow, transport=10.0), torch.randn(64, 2)
+    x = 3 * torch.randn(16, 2)
 
-    def length():
+    def length(transport):
+        torch.manual_seed(0)
+        net = VelocityNet(2, hidden=6, depth=1)
+        flow = Flow(StandardNormal(2), ContinuousFlow(net, method="rk4", steps=1))
+        loss = TransportKL(flow, transport=transport)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss(x).mean().backward()
+            optimizer.step()
         with torch.no_grad():
             return float(flow.chain.reverse_with_costs(x)[1].transport.mean())
 
-    before = length()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss(x).mean().backward()
-        optimizer.step()
-    assert length() < 0.5 * before
+    # The latent law is three times as narrow as the data, so the likelihood alone moves the points.
+    free = length(0.0)
+    assert free > 1
+    assert length(10.0) < 0.1 * free
 
 
-def test_failures_of_the_solver_are_sentences():
-    x = torch.ones(2, 1)
-    stiff = Affine(torch.zeros(1, 1), lambda t, x: 1e4 * (1e4 * t).sin().expand_as(x))
-    with pytest.raises(NumericalError, match="dopri5 did not reach its tolerance 1e-05 with 200"):
-        ContinuousFlow(stiff, max_evaluations=200).reverse(x)
-    exploding = Affine(torch.zeros(1, 1), lambda t, x: x.square() * 50)
-    with pytest.raises(NumericalError, match="did not reach its tolerance"):
-        ContinuousFlow(exploding).reverse(x)
+def test_failures_of_the_solver_are_sentences(monkeypatch):
+    x, zero = torch.ones(2, 1), torch.zeros(1, 1)
+    monkeypatch.setattr(continuous, "_MOST", 30)
+    stiff = ContinuousFlow(Affine(zero, lambda t, x: 1e4 * (1e4 * t).sin().expand_as(x)))
+    missed = (
+        r"^The ODE solver dopri5 did not reach its tolerance 1e-05: it took 30 steps, or [^.]*\.$"
+    )
+    for walk in (stiff, stiff.reverse, stiff.reverse_with_costs):
+        with pytest.raises(NumericalError, match=missed):
+            walk(x)
+    exploding = Affine(zero, lambda t, x: x.square() * 50)
     with pytest.raises(NumericalError, match="rk4 left the finite numbers"):
-        ContinuousFlow(exploding, method="rk4", steps=50).reverse(x)
-    for method in ("dopri5", "rk4"):
-        absent = Affine(torch.zeros(1, 1), lambda t, x: x * math.nan)
-        with pytest.raises(NumericalError):
-            ContinuousFlow(absent, method=method).reverse(x)
+        ContinuousFlow(exploding, method="rk4").reverse(x)
+    absent = Affine(zero, lambda t, x: x * math.nan)
+    with pytest.raises(NumericalError, match=missed):
+        ContinuousFlow(absent).reverse(x)
+    # A smooth field needs few steps.
+    ContinuousFlow(Affine(zero, lambda t, x: (3 * t).sin().expand_as(x))).reverse(x)
 
 
 def test_a_missing_library_is_told(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "torchdiffeq":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    flow = continuous_flow(2, hidden=4)
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"pip install 'patchflow\[ode\]'"):
-        flow(torch.ones(1, 2))
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(InputError, match=r"torchdiffeq: run pip install 'patchflow\[ode\]'"):
+        continuous_flow(2)
 
 
 def test_exact_walks_draw_no_random_numbers():
@@ -232,6 +224,11 @@ def test_premade_flows_are_saved_and_loaded(velocity, tmp_path):
     assert again.sample(7, y[:1]).shape == (7, 2)
 
 
+def with_metropolis():
+    kernel = Metropolis(StandardNormal(2), RandomWalk(0.1))
+    return Flow(StandardNormal(2), Chain(ContinuousFlow(VelocityNet(2)), kernel))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -239,7 +236,9 @@ def test_premade_flows_are_saved_and_loaded(velocity, tmp_path):
         (lambda: Potential(0), "dimension is 0"),
         (lambda: Potential(2, rank=0), "rank 0"),
         (lambda: ContinuousFlow(VelocityNet(2), tolerance=0.0), "tolerance 0.0"),
-        (lambda: TransportKL(Flow(StandardNormal(2), ActNorm(2))), "no ContinuousFlow"),
+        (lambda: ContinuousFlow(VelocityNet(2), steps=0), "0 steps"),
+        (lambda: TransportKL(Flow(StandardNormal(2), ActNorm(2))), "0 continuous flows"),
+        (lambda: TransportKL(with_metropolis()), "1 continuous flows; .* only bijections"),
         (
             lambda: TransportKL(continuous_flow(2), hjb=1.0),
             "hjb=1.0 needs the velocity of a Potential",

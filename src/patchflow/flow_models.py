@@ -29,7 +29,6 @@ def residual_flow(
     coefficient: float = 0.9,
     condition_dim: int = 0,
     trace: Trace = "auto",
-    tolerance: float = 1e-8,
 ) -> Flow:
     r"""A residual flow: blocks :math:`x + g(x)` of bounded spectral norm, with scales and shifts between them.
 
@@ -43,7 +42,6 @@ def residual_flow(
         coefficient: Lipschitz constant of :math:`g`, below 1.
         condition_dim: Dimension of the condition; 0 for none.
         trace: Log-determinants: ``"exact"``, ``"unbiased"``, or ``"auto"``, exact up to dimension 8.
-        tolerance: Accuracy of the inverses.
 
     Raises:
         InputError: If a size is not positive or the coefficient not between 0 and 1.
@@ -59,7 +57,7 @@ def residual_flow(
         SpectralNet(dim, condition_dim, coefficient=coefficient, hidden=hidden, depth=depth)
         for _ in range(blocks)
     ]
-    return _residual(nets, trace, tolerance, "residual_flow", arguments)
+    return _residual(nets, trace, "residual_flow", arguments)
 
 
 def proximal_residual_flow(
@@ -71,7 +69,6 @@ def proximal_residual_flow(
     coefficient: float = 0.97,
     condition_dim: int = 0,
     trace: Trace = "auto",
-    tolerance: float = 1e-8,
 ) -> Flow:
     r"""A proximal residual flow: blocks :math:`x + \gamma \Psi(x)` with averaged networks of orthonormal weights.
 
@@ -86,7 +83,6 @@ def proximal_residual_flow(
             with three layers is 0.997. See :class:`~patchflow.chains.contractions.ProximalNet`.
         condition_dim: Dimension of the condition; 0 for none.
         trace: Log-determinants: ``"exact"``, ``"unbiased"``, or ``"auto"``, exact up to dimension 8.
-        tolerance: Accuracy of the inverses.
 
     Raises:
         InputError: If a size does not fit or the coefficient is not between 0 and 1.
@@ -99,7 +95,7 @@ def proximal_residual_flow(
         ProximalNet(dim, condition_dim, coefficient=coefficient, hidden=hidden, depth=depth)
         for _ in range(blocks)
     ]
-    return _residual(nets, trace, tolerance, "proximal_residual_flow", arguments)
+    return _residual(nets, trace, "proximal_residual_flow", arguments)
 
 
 def continuous_flow(
@@ -180,7 +176,6 @@ def whiten(flow: Flow, x: Float[Tensor, "batch dim"], condition: Tensor | None =
 def _residual(
     nets: Sequence[Contraction],
     trace: Trace,
-    tolerance: float,
     name: str,
     arguments: dict[str, Any],
 ) -> Flow:
@@ -190,7 +185,7 @@ def _residual(
     # A block moves points by less than their distance: scales between blocks let the flow contract and expand.
     kernels: list[Kernel] = [ActNorm(dim)]
     for net in nets:
-        kernels += [ResidualBlock(net, trace=trace, tolerance=tolerance), ActNorm(dim)]
+        kernels += [ResidualBlock(net, trace=trace), ActNorm(dim)]
     return _named(Chain(*kernels), dim, name, arguments)
 
 

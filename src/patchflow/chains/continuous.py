@@ -32,8 +32,9 @@ from patchflow.chains.velocities import Potential, Velocity
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
 
-Solver = Literal["dopri5", "dopri8", "bosh3", "rk4", "midpoint"]
-_FIXED = ("rk4", "midpoint")
+Solver = Literal["dopri5", "dopri8", "rk4"]
+# Most steps of an adaptive solver: a path that needs more is no longer one that trains.
+_MOST = 1000
 
 
 class Costs(NamedTuple):
@@ -59,16 +60,13 @@ class ContinuousFlow(Kernel):
     Args:
         velocity: The field.
         trace: ``"exact"``, ``"unbiased"``, or ``"auto"``: exact up to dimension 8, and where it has a closed form.
-        method: The solver: the adaptive ``"dopri5"``, ``"dopri8"`` or ``"bosh3"``; ``"rk4"`` or ``"midpoint"`` with a
-            fixed step.
+        method: The solver: the adaptive ``"dopri5"`` or ``"dopri8"`` (of higher order, for small tolerances), or
+            ``"rk4"`` with a fixed step.
         tolerance: Relative and absolute tolerance of adaptive solvers.
-        steps: Steps of solvers with a fixed step.
-        max_evaluations: Most evaluations of the velocity in one solve of an adaptive solver.
-        gradient: ``"solver"`` differentiates the steps that were taken; ``"adjoint"`` solves another equation backwards
-            in time, in memory that does not grow with the steps, to the tolerance only.
+        steps: Steps of ``"rk4"``.
 
     Raises:
-        InputError: If an option does not exist or a number is not positive.
+        InputError: If an option does not exist, a number is not positive, or torchdiffeq is not installed.
     """
 
     def __init__(
@@ -79,22 +77,17 @@ class ContinuousFlow(Kernel):
         method: Solver = "dopri5",
         tolerance: float = 1e-5,
         steps: int = 16,
-        max_evaluations: int = 5000,
-        gradient: Literal["solver", "adjoint"] = "solver",
     ) -> None:
         super().__init__()
-        if method not in get_args(Solver) or gradient not in ("solver", "adjoint"):
+        if method not in get_args(Solver):
             raise InputError(
-                f"Got the solver {method!r} with gradients by {gradient!r}; choose from {', '.join(get_args(Solver))}, "
-                "and solver or adjoint."
+                f"There is no solver {method!r}; choose from {', '.join(get_args(Solver))}."
             )
-        if not tolerance > 0 or min(steps, max_evaluations) < 1:
-            raise InputError(
-                f"Got the tolerance {tolerance}, {steps} steps and {max_evaluations} evaluations; all must be positive."
-            )
+        if not tolerance > 0 or steps < 1:
+            raise InputError(f"Got the tolerance {tolerance} and {steps} steps; use positive ones.")
+        _odeint()  # to miss it now and not after the first batch
         self.velocity, self.dim = velocity, velocity.dim
         self.method, self.tolerance, self.steps = method, tolerance, steps
-        self.max_evaluations, self.adjoint = max_evaluations, gradient == "adjoint"
         exact = trace == "auto" and velocity.closed_form
         self.estimated = estimates("exact" if exact else trace, velocity.dim)
 
@@ -107,15 +100,14 @@ class ContinuousFlow(Kernel):
         """Integrate from latent to data; see :meth:`Kernel.forward`.
 
         Raises:
-            InputError: If torchdiffeq is not installed.
             NumericalError: If the solver does not reach its tolerance or leaves the finite numbers.
         """
-        end, log_ratio = self._solve(self._slope(x, condition), x, 1, ends=(1.0, 0.0), y=condition)
+        end, log_ratio = self._solve(self._slope(x, condition), x, 1, ends=(1.0, 0.0))
         return Step(end, log_ratio)
 
     def reverse(self, x: Float[Tensor, "batch dim"], condition: Tensor | None = None) -> Step:
         """Integrate from data to latent; see :meth:`Kernel.reverse`. Errors as in :meth:`forward`."""
-        end, log_ratio = self._solve(self._slope(x, condition), x, 1, ends=(0.0, 1.0), y=condition)
+        end, log_ratio = self._solve(self._slope(x, condition), x, 1, ends=(0.0, 1.0))
         return Step(end, log_ratio)
 
     def reverse_with_costs(
@@ -125,14 +117,15 @@ class ContinuousFlow(Kernel):
         slope = self._slope(x, condition)
 
         def with_costs(time: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if isinstance(self.velocity, Potential):
+                found = self.velocity.slopes(time, state[0], condition)
+                kinetic = 0.5 * found.point.square().sum(1)
+                return -found.point, -found.laplacian, kinetic, (found.time - kinetic).abs()
             v, divergence = slope(time, state)
             kinetic = 0.5 * v.square().sum(1)
-            if not isinstance(self.velocity, Potential):
-                return v, divergence, kinetic, torch.zeros_like(kinetic)
-            change = self.velocity.slopes(time, state[0], condition).time
-            return v, divergence, kinetic, (change - kinetic).abs()
+            return v, divergence, kinetic, torch.zeros_like(kinetic)
 
-        end, log_ratio, transport, hjb = self._solve(with_costs, x, 3, ends=(0.0, 1.0), y=condition)
+        end, log_ratio, transport, hjb = self._solve(with_costs, x, 3, ends=(0.0, 1.0))
         return Step(end, log_ratio), Costs(transport, hjb)
 
     def _slope(self, x: Tensor, condition: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
@@ -148,50 +141,37 @@ class ContinuousFlow(Kernel):
         integrals: int,
         *,
         ends: tuple[float, float],
-        y: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """The point at the end, and the integrals along the path."""
-        odeint, odeint_adjoint = _library()
-        fixed, evaluations = self.method in _FIXED, 0
-
-        def counted(time: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            nonlocal evaluations
-            evaluations += 1
-            if not fixed and evaluations > self.max_evaluations:
-                raise self._missed(f"{self.max_evaluations} evaluations")
-            return slope(time, state)
-
         start = (x, *(x.new_zeros(len(x)) for _ in range(integrals)))
         times = torch.tensor(ends, dtype=x.dtype, device=x.device)
-        options: dict[str, Any] = {
-            "rtol": self.tolerance,
-            "atol": self.tolerance,
-            "method": self.method,
+        if self.method == "rk4":
+            options: dict[str, Any] = {"step_size": 1 / self.steps}
+        else:
             # A step ends exactly at the end, where the solver would interpolate at lower order.
-            "options": {"step_size": 1 / self.steps} if fixed else {"step_t": times[1:]},
-        }
+            options = {"step_t": times[1:], "max_num_steps": _MOST}
         try:
-            if self.adjoint and torch.is_grad_enabled():
-                learned = [*self.velocity.parameters(), *([] if y is None else [y])]
-                wanted = tuple(tensor for tensor in learned if tensor.requires_grad)
-                path = odeint_adjoint(counted, start, times, adjoint_params=wanted, **options)
-            else:
-                path = odeint(counted, start, times, **options)
-        except AssertionError as error:  # how torchdiffeq says that a step became too small
-            raise self._missed("steps down to rounding") from error
+            path = _odeint()(
+                slope,
+                start,
+                times,
+                rtol=self.tolerance,
+                atol=self.tolerance,
+                method=self.method,
+                options=options,
+            )
+        except AssertionError as error:  # how torchdiffeq gives up
+            raise NumericalError(
+                f"The ODE solver {self.method} did not reach its tolerance {self.tolerance:g}: it took {_MOST} steps, "
+                "or they became too small; use a larger tolerance, or train with a smaller lr or with TransportKL, "
+                "which keeps paths straight."
+            ) from error
         result = tuple(values[-1] for values in path)
         if not all(bool(values.isfinite().all()) for values in result):
             raise NumericalError(
-                f"The ODE solver {self.method} left the finite numbers; train with a smaller lr, or start closer to "
-                "the identity."
+                f"The ODE solver {self.method} left the finite numbers; train with a smaller lr, or take more steps."
             )
         return result
-
-    def _missed(self, spent: str) -> NumericalError:
-        return NumericalError(
-            f"The ODE solver {self.method} did not reach its tolerance {self.tolerance:g} with {spent}; use a larger "
-            "tolerance or max_evaluations, or train with a transport cost, which keeps paths straight."
-        )
 
 
 class TransportKL(Energy):
@@ -205,7 +185,7 @@ class TransportKL(Energy):
     likelihood and penalty are :math:`\alpha_L = 0.01`, :math:`\alpha_R = 0.05` here.
 
     Args:
-        flow: The flow, with at least one :class:`ContinuousFlow` in its chain; the costs of several add up.
+        flow: The flow: bijections, at least one of them a :class:`ContinuousFlow`; the costs of several add up.
         transport: The weight :math:`\alpha_L`.
         hjb: The weight :math:`\alpha_R`; it needs velocities of a :class:`~patchflow.chains.velocities.Potential`.
 
@@ -222,8 +202,10 @@ class TransportKL(Energy):
         if transport < 0 or hjb < 0:
             raise InputError(f"The weights are {transport} and {hjb} but must not be negative.")
         found = [kernel for kernel in _kernels(flow.chain) if isinstance(kernel, ContinuousFlow)]
-        if not found:
-            raise InputError("The flow has no ContinuousFlow in its chain, so no path has a cost.")
+        if not found or not flow.chain.bijective:
+            raise InputError(
+                f"The chain has {len(found)} continuous flows; give at least one, and only bijections beside them."
+            )
         if hjb and not all(isinstance(kernel.velocity, Potential) for kernel in found):
             raise InputError(
                 f"The penalty hjb={hjb} needs the velocity of a Potential; set it to 0, or use one."
@@ -250,11 +232,11 @@ def _kernels(chain: Kernel) -> list[Kernel]:
     return list(chain) if isinstance(chain, Chain) else [chain]
 
 
-def _library() -> tuple[Any, Any]:
+def _odeint() -> Callable[..., Any]:
     try:
-        from torchdiffeq import odeint, odeint_adjoint
+        from torchdiffeq import odeint
     except ImportError as error:
         raise InputError(
             "A continuous flow needs the library torchdiffeq: run pip install 'patchflow[ode]'."
         ) from error
-    return odeint, odeint_adjoint
+    return odeint

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from patchflow.chains.nets import MLP
 from patchflow.errors import InputError
 from patchflow.numerics.contraction import Map, MapWithJacobian
-from patchflow.numerics.lipschitz import orthonormal, spectral_norm
+from patchflow.numerics.lipschitz import spectral_norm
+from patchflow.numerics.stiefel import orthonormal
 
 # The largest slope of x * sigmoid(x) is 1.0998.
 _SWISH = 1.1
@@ -54,13 +55,16 @@ class Contraction(nn.Module, ABC):
     Args:
         dim: Dimension of the points.
         lipschitz: The constant :math:`c`, which subclasses guarantee.
-        scale: The factor :math:`s` of the block :math:`s\,(x + g(x, y))` that the contraction belongs to.
+
+    Attributes:
+        scale: The factor :math:`s` of the block :math:`s\,(x + g(x, y))` that the contraction belongs to; 1 unless a
+            subclass sets another.
 
     Raises:
         InputError: If the constant is not between 0 and 1, or the dimension not positive.
     """
 
-    def __init__(self, dim: int, lipschitz: float, *, scale: float = 1.0) -> None:
+    def __init__(self, dim: int, lipschitz: float) -> None:
         super().__init__()
         if dim < 1:
             raise InputError(f"The dimension is {dim} but must be positive.")
@@ -69,7 +73,7 @@ class Contraction(nn.Module, ABC):
                 f"The Lipschitz constant is {lipschitz} but must lie strictly between 0 and 1, or the block is not "
                 "invertible; 0.9 is usual."
             )
-        self.dim, self.lipschitz, self.scale = dim, lipschitz, scale
+        self.dim, self.lipschitz, self.scale = dim, lipschitz, 1.0
 
     @abstractmethod
     def at(self, condition: Tensor | None) -> Bound:
@@ -186,7 +190,7 @@ class ProximalNet(Contraction):
 
     So :math:`\gamma` may exceed one: three layers allow :math:`\gamma < 2`; the published 1.99 is c = 0.997. Here the
     coefficient c is chosen, and :math:`\gamma` follows. The matrices are orthonormal by their parametrisation, see
-    :func:`~patchflow.numerics.lipschitz.orthonormal`; the published code adds a penalty and projects.
+    :func:`~patchflow.numerics.stiefel.orthonormal`; the published code adds a penalty and projects.
 
     Args:
         dim: Dimension of the points.
@@ -212,15 +216,15 @@ class ProximalNet(Contraction):
         hidden: int = 64,
         depth: int = 3,
     ) -> None:
+        super().__init__(dim, coefficient)
         _check_sizes(hidden, depth)
-        averaged = depth / (depth + 1)
-        gamma = coefficient / (averaged - coefficient * (1 - averaged))
-        super().__init__(dim, coefficient, scale=1 + gamma * (1 - averaged))
         if hidden < dim:
             raise InputError(
                 f"The width is {hidden} but must be at least the dimension {dim}, which is embedded in it."
             )
-        self.averaged, self.gamma = averaged, gamma
+        self.averaged = depth / (depth + 1)
+        self.gamma = coefficient / (self.averaged - coefficient * (1 - self.averaged))
+        self.scale = 1 + self.gamma * (1 - self.averaged)
         self.lift = nn.Parameter(torch.randn(hidden, dim))
         # Away from zero, so that a step of an optimiser turns a matrix a little.
         self.matrices = nn.Parameter(torch.linalg.qr(torch.randn(depth, hidden, hidden))[0])

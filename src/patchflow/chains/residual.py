@@ -59,28 +59,20 @@ class ResidualBlock(Kernel):
             :class:`~patchflow.chains.contractions.ProximalNet`, or one's own.
         trace: ``"exact"``, ``"unbiased"``, or ``"auto"``: exact up to dimension 8.
         tolerance: Largest error of a solution, relative to one plus its largest coordinate; not below rounding.
-        max_iterations: Largest number of iterations.
 
     Raises:
-        InputError: If the tolerance or the number of iterations is not positive, or there is no such trace.
+        InputError: If the tolerance is not positive, or there is no such trace.
     """
 
     def __init__(
-        self,
-        contraction: Contraction,
-        *,
-        trace: Trace = "auto",
-        tolerance: float = 1e-8,
-        max_iterations: int = 2000,
+        self, contraction: Contraction, *, trace: Trace = "auto", tolerance: float = 1e-8
     ) -> None:
         super().__init__()
-        if not tolerance > 0 or max_iterations < 1:
+        if not tolerance > 0:
             raise InputError(
-                f"The tolerance is {tolerance} within {max_iterations} iterations; both must be positive, "
-                "for example 1e-8 within 2000."
+                f"The tolerance is {tolerance} but must be positive; 1e-8 is the default."
             )
-        self.contraction, self.dim = contraction, contraction.dim
-        self.tolerance, self.max_iterations = tolerance, max_iterations
+        self.contraction, self.dim, self.tolerance = contraction, contraction.dim, tolerance
         self.estimated = estimates(trace, contraction.dim)
 
     @property
@@ -96,25 +88,14 @@ class ResidualBlock(Kernel):
         """
         bound = self.contraction.at(condition)
         target = x / self.contraction.scale
-        c, tolerance, most = self.contraction.lipschitz, self.tolerance, self.max_iterations
+        accuracy = {"lipschitz": self.contraction.lipschitz, "tolerance": self.tolerance}
         if self.estimated:
-            point = fixed_point(
-                bound.value, target, lipschitz=c, tolerance=tolerance, max_iterations=most
-            )
+            point = fixed_point(bound.value, target, **accuracy)
         else:
-            point = newton(
-                bound.with_jacobian, target, lipschitz=c, tolerance=tolerance, max_iterations=most
-            )
+            point = newton(bound.with_jacobian, target, **accuracy)
         if torch.is_grad_enabled():
             residual = target - point - bound.value(point)
-            point = differentiable(
-                point,
-                residual,
-                bound.value,
-                lipschitz=c,
-                tolerance=tolerance,
-                max_iterations=most,
-            )
+            point = differentiable(point, residual, bound.value, **accuracy)
         return Step(point, -self._value_and_log_det(bound, point)[1])
 
     def reverse(self, x: Float[Tensor, "batch dim"], condition: Tensor | None = None) -> Step:

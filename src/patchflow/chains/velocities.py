@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,13 +61,8 @@ class Velocity(nn.Module, ABC):
         self, time: Float[Tensor, ""], x: Float[Tensor, "batch dim"], condition: Tensor | None
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
         """The velocity and its exact divergence: by autograd, at the cost of one backward pass a coordinate."""
-
-        def products(v: Tensor, pull: Callable[[Tensor], Tensor]) -> Tensor:
-            unit = torch.eye(self.dim, dtype=x.dtype, device=x.device)
-            rows = [pull(e.expand_as(v))[:, i] for i, e in enumerate(unit)]
-            return torch.stack(rows).sum(0)
-
-        return self._with_products(time, x, condition, products)
+        unit = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+        return self._probed(time, x, condition, [row.expand_as(x) for row in unit])
 
     def with_estimate(
         self,
@@ -85,29 +79,24 @@ class Velocity(nn.Module, ABC):
             condition: The measurement.
             noise: The random signs :math:`\epsilon`, the same along a path.
         """
-        return self._with_products(time, x, condition, lambda v, pull: (pull(noise) * noise).sum(1))
+        return self._probed(time, x, condition, [noise])
 
-    def _with_products(
-        self,
-        time: Tensor,
-        x: Tensor,
-        condition: Tensor | None,
-        products: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor],
+    def _probed(
+        self, time: Tensor, x: Tensor, condition: Tensor | None, probes: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
+        r"""The velocity, and the sum of :math:`p^\top \nabla v\, p` over the probes."""
         # Of frozen parameters at constant points nothing is differentiable.
-        learning = torch.is_grad_enabled() and (
-            x.requires_grad or self(time, x, condition).requires_grad
-        )
+        inputs = (x, *([] if condition is None else [condition]), *self.parameters())
+        learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         with torch.enable_grad():
             point = x if learning and x.requires_grad else x.detach().requires_grad_(True)
-            v = self(time, point, condition)
-
-            def pull(g: Tensor) -> Tensor:
-                (row,) = torch.autograd.grad(v, point, g, create_graph=learning, retain_graph=True)
-                return row
-
-            divergence = products(v, pull)
-        return (v, divergence) if learning else (v.detach(), divergence.detach())
+            v, total = self(time, point, condition), x.new_zeros(len(x))
+            for probe in probes:
+                (row,) = torch.autograd.grad(
+                    v, point, probe, create_graph=learning, retain_graph=True
+                )
+                total = total + (row * probe).sum(1)
+        return (v, total) if learning else (v.detach(), total.detach())
 
 
 class VelocityNet(Velocity):

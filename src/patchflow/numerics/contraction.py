@@ -30,6 +30,8 @@ MapWithJacobian = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # Rounding errors of a residual, in units of the largest number in it.
 _ROUNDING = 16
+# Terms of the series of a log-determinant that are always there.
+_SURE = 2
 
 
 @torch.no_grad()
@@ -39,29 +41,26 @@ def fixed_point(
     *,
     lipschitz: float,
     tolerance: float,
-    max_iterations: int,
 ) -> Float[Tensor, "batch dim"]:
     r"""Solve :math:`x + g(x) = z` by :math:`x \leftarrow z - g(x)`, whose error falls by :math:`c` a step.
 
     Args:
         function: The contraction g, row by row.
         target: Right-hand sides z.
-        lipschitz: Its constant c.
+        lipschitz: Its constant c, in the Euclidean norm.
         tolerance: Largest error of a solution, relative to one plus its largest coordinate; not below rounding.
-        max_iterations: Largest number of evaluations.
 
     Raises:
-        NumericalError: If the tolerance is not reached.
+        NumericalError: If the tolerance is not reached in as many steps as the constant promises.
     """
-    x = target
-    for _ in range(max_iterations):
-        new = target - function(x)
-        # After the step the residual is at most c times the step.
-        done = _small(lipschitz * (new - x), new, target, lipschitz, tolerance)
-        x = new
-        if done:
+    x, residual = target, -function(target)
+    steps = _enough(residual, target, lipschitz, tolerance)
+    for _ in range(steps):
+        if _small(residual, x, target, lipschitz, tolerance):
             return x
-    raise _missed(target - x - function(x), lipschitz, tolerance, max_iterations)
+        x = x + residual
+        residual = target - x - function(x)
+    raise _missed(residual, lipschitz, tolerance, steps)
 
 
 @torch.no_grad()
@@ -71,7 +70,6 @@ def newton(
     *,
     lipschitz: float,
     tolerance: float,
-    max_iterations: int,
 ) -> Float[Tensor, "batch dim"]:
     r"""Solve :math:`x + g(x) = z` by Newton's method, with the fixed-point step as a safeguard.
 
@@ -81,9 +79,10 @@ def newton(
     """
     x = target
     value, jacobian = function(x)
-    residual = target - x - value
+    residual = -value
     unit = torch.eye(target.shape[1], dtype=target.dtype, device=target.device)
-    for _ in range(max_iterations):
+    steps = _enough(residual, target, lipschitz, tolerance)
+    for _ in range(steps):
         if _small(residual, x, target, lipschitz, tolerance):
             return x
         bold = x + torch.linalg.solve(unit + jacobian, residual[:, :, None])[:, :, 0]
@@ -96,25 +95,34 @@ def newton(
         x = torch.where(fine[:, None], bold, x + residual)
         value, jacobian = function(x)
         residual = target - x - value
-    if _small(residual, x, target, lipschitz, tolerance):
-        return x
-    raise _missed(residual, lipschitz, tolerance, max_iterations)
+    raise _missed(residual, lipschitz, tolerance, steps)
+
+
+def _wanted(x: Tensor, lipschitz: float, tolerance: float) -> float:
+    """The residual, relative to the numbers in it, that proves the tolerance, or that is mere rounding."""
+    rounding = _ROUNDING * math.sqrt(x.shape[1]) * torch.finfo(x.dtype).eps
+    return max((1 - lipschitz) * tolerance, rounding)
 
 
 def _small(residual: Tensor, x: Tensor, target: Tensor, lipschitz: float, tolerance: float) -> bool:
-    """Whether the error bound of every row is below the tolerance, or its residual mere rounding."""
     size = 1 + torch.maximum(x.abs().amax(1), target.abs().amax(1))
-    wanted = max((1 - lipschitz) * tolerance, _ROUNDING * torch.finfo(x.dtype).eps)
-    return bool((residual.abs().amax(1) <= wanted * size).all())
+    return bool((residual.norm(dim=1) <= _wanted(x, lipschitz, tolerance) * size).all())
 
 
-def _missed(
-    residual: Tensor, lipschitz: float, tolerance: float, iterations: int
-) -> NumericalError:
-    error = float(residual.abs().max()) / (1 - lipschitz)
+def _enough(residual: Tensor, target: Tensor, lipschitz: float, tolerance: float) -> int:
+    """How often to look at residuals that start here and fall by the constant a step, until they are small."""
+    ratios = residual.norm(dim=1) / (1 + target.abs().amax(1))
+    first, last = max(ratios.tolist(), default=0.0), _wanted(target, lipschitz, tolerance)
+    if not last < first < math.inf:
+        return 1
+    return 2 + math.ceil(math.log(last / first) / math.log(lipschitz))
+
+
+def _missed(residual: Tensor, lipschitz: float, tolerance: float, steps: int) -> NumericalError:
+    error = float(residual.norm(dim=1).max()) / (1 - lipschitz)
     return NumericalError(
-        f"The inverse of a residual block is known to {error:.1e} after {iterations} iterations but should be to "
-        f"{tolerance:.1e}; use a smaller coefficient than {lipschitz:g}, or raise max_iterations."
+        f"The inverse of a residual block is known to {error:.1e} but should be to {tolerance:.1e} after {steps} "
+        f"steps, which a Lipschitz constant of {lipschitz:g} promises; give finite points, and a map that has it."
     )
 
 
@@ -125,7 +133,6 @@ def differentiable(
     *,
     lipschitz: float,
     tolerance: float,
-    max_iterations: int,
 ) -> Float[Tensor, "batch dim"]:
     r"""A solution of :math:`x + g(x) = z` with its derivatives, by the implicit function theorem.
 
@@ -138,7 +145,6 @@ def differentiable(
         function: The contraction g.
         lipschitz: Its constant c.
         tolerance: Accuracy of the gradient, relative to its largest entry.
-        max_iterations: Largest number of products in the backward pass.
     """
     with torch.enable_grad():
         leaf = point.detach().requires_grad_(True)
@@ -151,9 +157,7 @@ def differentiable(
     def solve(g: Tensor) -> Tensor:
         # The tolerance is relative to numbers of size one, and the gradient of a mean is small.
         scale = g.abs().max().clamp_min(torch.finfo(g.dtype).tiny)
-        return scale * fixed_point(
-            pull, g / scale, lipschitz=lipschitz, tolerance=tolerance, max_iterations=max_iterations
-        )
+        return scale * fixed_point(pull, g / scale, lipschitz=lipschitz, tolerance=tolerance)
 
     found = _Implicit.apply(point, residual, solve)
     assert isinstance(found, Tensor)
@@ -179,14 +183,13 @@ def log_det_estimate(
     x: Float[Tensor, "batch dim"],
     *,
     lipschitz: float,
-    exact_terms: int = 2,
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
     r"""An unbiased estimate of :math:`\log\det(I + J)` with an unbiased gradient, for one product with J a term.
 
     .. math:: \log\det(I + J) = \sum_{k \ge 1} \frac{(-1)^{k+1}}{k} \operatorname{tr} J^k
         = \mathbb{E} \sum_{k=1}^{N} \frac{(-1)^{k+1}}{k} \frac{v^\top J^k v}{P(N \ge k)},
 
-    with random signs :math:`v` (Hutchinson) and a random last term (Russian roulette): the first terms always, each
+    with random signs :math:`v` (Hutchinson) and a random last term (Russian roulette): the first two always, each
     later one with probability :math:`c`, given the one before. Then the variance is finite for every contraction; a
     smaller probability is cheaper and may have none. The gradient is that of :math:`u^\top J v` with the fixed
     :math:`u = \sum_k (-1)^{k+1} (J^\top)^{k-1} v / P(N \ge k)`, a Neumann series for :math:`(I + J)^{-\top} v`, so its
@@ -196,7 +199,6 @@ def log_det_estimate(
         function: The contraction g, row by row.
         x: Where J is the Jacobian of g.
         lipschitz: The constant c of g.
-        exact_terms: Terms that are always there.
 
     Returns:
         The values g(x), and the estimates.
@@ -209,8 +211,8 @@ def log_det_estimate(
         point = x if x.requires_grad and learning else x.detach().requires_grad_(True)
         value = function(point)
     estimate, neumann, product = x.new_zeros(len(x)), torch.zeros_like(x), v
-    for k in range(1, exact_terms + extra + 1):
-        weight = (-1) ** (k + 1) / lipschitz ** max(0, k - exact_terms)
+    for k in range(1, _SURE + extra + 1):
+        weight = (-1) ** (k + 1) / lipschitz ** max(0, k - _SURE)
         neumann = neumann + weight * product
         (product,) = torch.autograd.grad(value, point, product, retain_graph=True)
         estimate = estimate + weight / k * (product * v).sum(1)

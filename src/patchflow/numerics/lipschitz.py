@@ -1,4 +1,4 @@
-"""Matrices whose spectral norm is known: computed exactly, or one by construction."""
+"""The Lipschitz constant of a linear map."""
 
 from __future__ import annotations
 
@@ -25,19 +25,3 @@ def spectral_norm(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, ""]:
     largest = torch.linalg.eigvalsh(tall.T @ tall)[-1]
     # The floor is that of the derivative of the root.
     return largest.clamp_min(torch.finfo(weight.dtype).tiny).sqrt()
-
-
-def orthonormal(
-    matrix: Float[Tensor, "*batch rows columns"],
-) -> Float[Tensor, "*batch rows columns"]:
-    r"""A point of the Stiefel manifold, :math:`Q^\top Q = I`, from any matrix of full column rank.
-
-    :math:`Q` is the factor of :math:`M = Q R` with a positive diagonal of :math:`R`: unique, smooth in :math:`M`, and
-    onto the manifold, so an unconstrained optimiser of :math:`M` walks on it.
-
-    Args:
-        matrix: The matrices M, at least as many rows as columns.
-    """
-    q, r = torch.linalg.qr(matrix)
-    diagonal = r.diagonal(dim1=-2, dim2=-1)
-    return q * torch.where(diagonal < 0, -1, 1).to(q.dtype)[..., None, :]
