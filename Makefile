@@ -61,6 +61,7 @@ benchmark: $(STAMP)
 		--json benchmarks/results/sbibm.json --csv benchmarks/results/sbibm.csv
 	$(BIN)/python benchmarks/snf_speed.py
 	$(BIN)/python benchmarks/talk_examples.py
+	$(BIN)/python benchmarks/flows_2d.py --threads 1
 	$(BIN)/python benchmarks/patch_gradient.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/training.py --data $(DATA)

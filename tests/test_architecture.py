@@ -19,6 +19,7 @@ FLOORS = [
     [
         "models",
         "denoiser_models",
+        "flow_models",
         "image_models",
         "patch_models",
         "posterior_models",

@@ -6,6 +6,11 @@ from patchflow.chains.bijections import AffineCoupling as AffineCoupling
 from patchflow.chains.bijections import InvertibleLinear as InvertibleLinear
 from patchflow.chains.bijections import Permutation as Permutation
 from patchflow.chains.bijections import random_permutation as random_permutation
+from patchflow.chains.continuous import ContinuousFlow as ContinuousFlow
+from patchflow.chains.continuous import TransportKL as TransportKL
+from patchflow.chains.contractions import Contraction as Contraction
+from patchflow.chains.contractions import ProximalNet as ProximalNet
+from patchflow.chains.contractions import SpectralNet as SpectralNet
 from patchflow.chains.coordinates import ConditionalAffine as ConditionalAffine
 from patchflow.chains.coordinates import Conjugated as Conjugated
 from patchflow.chains.coordinates import EulerStep as EulerStep
@@ -30,10 +35,14 @@ from patchflow.chains.proposals import LangevinProposal as LangevinProposal
 from patchflow.chains.proposals import Proposal as Proposal
 from patchflow.chains.proposals import RandomWalk as RandomWalk
 from patchflow.chains.proposals import StepSize as StepSize
+from patchflow.chains.residual import ResidualBlock as ResidualBlock
 from patchflow.chains.splines import SplineCoupling as SplineCoupling
 from patchflow.chains.stochastic import Langevin as Langevin
 from patchflow.chains.stochastic import Metropolis as Metropolis
 from patchflow.chains.stochastic import Transition as Transition
+from patchflow.chains.velocities import Potential as Potential
+from patchflow.chains.velocities import Velocity as Velocity
+from patchflow.chains.velocities import VelocityNet as VelocityNet
 from patchflow.energy import Conditional as Conditional
 from patchflow.energy import Density as Density
 from patchflow.energy import Energy as Energy
@@ -46,6 +55,7 @@ from patchflow.fit import Fit as Fit
 from patchflow.fit import fit as fit
 from patchflow.fixed_points import admm as admm
 from patchflow.fixed_points import forward_backward as forward_backward
+from patchflow.flow_models import whiten as whiten
 from patchflow.io.checkpoint import ModelHeader as ModelHeader
 from patchflow.io.checkpoint import library_version as _library_version
 from patchflow.io.checkpoint import load_model as load_model
@@ -68,6 +78,7 @@ from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
 from patchflow.models import alr as alr
+from patchflow.models import continuous_flow as continuous_flow
 from patchflow.models import coupling_flow as coupling_flow
 from patchflow.models import dncnn as dncnn
 from patchflow.models import drunet as drunet
@@ -77,6 +88,8 @@ from patchflow.models import load_dncnn as load_dncnn
 from patchflow.models import local_ar as local_ar
 from patchflow.models import patch_nr as patch_nr
 from patchflow.models import pnn as pnn
+from patchflow.models import proximal_residual_flow as proximal_residual_flow
+from patchflow.models import residual_flow as residual_flow
 from patchflow.models import save as save
 from patchflow.models import wpp as wpp
 from patchflow.numerics.patches import PatchSampler as PatchSampler

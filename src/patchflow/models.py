@@ -13,6 +13,9 @@ from patchflow.denoiser_models import drunet as drunet
 from patchflow.denoiser_models import load_dncnn as load_dncnn
 from patchflow.denoiser_models import pnn as pnn
 from patchflow.errors import InputError
+from patchflow.flow_models import continuous_flow as continuous_flow
+from patchflow.flow_models import proximal_residual_flow as proximal_residual_flow
+from patchflow.flow_models import residual_flow as residual_flow
 from patchflow.image_models import single_image as single_image
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
@@ -29,6 +32,7 @@ _MODELS = {
     make.__name__: make
     for make in (
         alr,
+        continuous_flow,
         coupling_flow,
         dncnn,
         drunet,
@@ -36,6 +40,8 @@ _MODELS = {
         local_ar,
         patch_nr,
         pnn,
+        proximal_residual_flow,
+        residual_flow,
         single_image,
         wpp,
     )

@@ -76,8 +76,9 @@ class Flow(Density):
 
     @property
     def exact(self) -> bool:
-        """Whether the chain is bijective, so that the energy is the density's own value."""
-        return self.chain.bijective and self.latent.exact
+        """Whether the energy is the density's own value: the chain is bijective and no log-ratio an estimate."""
+        estimated = any(isinstance(m, Kernel) and m.estimated for m in self.chain.modules())
+        return self.chain.bijective and self.latent.exact and not estimated
 
     @property
     def trained(self) -> Kernel:

@@ -69,6 +69,9 @@ class Pullback(NamedTuple):
 class Kernel(nn.Module, ABC):
     r"""A pair of Markov kernels :math:`(K, R)` with its log-ratio."""
 
+    # Whether log-ratios are unbiased estimates, random even where the points are not.
+    estimated = False
+
     @property
     @abstractmethod
     def bijective(self) -> bool:
@@ -192,9 +195,8 @@ class Chain(Kernel):
             pulls.append(pull)
 
         def pull_all(g_x: Tensor, g_ratio: Tensor, slopes: Slopes | None) -> Tensor:
-            while (
-                pulls
-            ):  # consumed, so that each kernel's activations are freed as soon as they are used
+            # Consumed, so that each kernel's activations are freed as soon as they are used.
+            while pulls:
                 g_x = pulls.pop()(g_x, g_ratio, slopes)
             return g_x
 

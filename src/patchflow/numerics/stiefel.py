@@ -95,6 +95,22 @@ def project(t: Matrix, gradient: Matrix, step: float | int) -> Matrix:
     return polar(t - step * tangent(t, gradient))
 
 
+def orthonormal(
+    matrix: Float[Tensor, "*batch rows columns"],
+) -> Float[Tensor, "*batch rows columns"]:
+    r"""A point of the Stiefel manifold, :math:`Q^\top Q = I`, from any matrix of full column rank.
+
+    :math:`Q` is the factor of :math:`M = Q R` with a positive diagonal of :math:`R`: unique, smooth in :math:`M`, and
+    onto the manifold, so an unconstrained optimiser of :math:`M` walks on it.
+
+    Args:
+        matrix: The matrices M, at least as many rows as columns.
+    """
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    return q * torch.where(diagonal < 0, -1, 1).to(q.dtype)[..., None, :]
+
+
 def orthonormality_error(t: Matrix) -> float:
     r"""The largest entry of :math:`|T^\top T - I|` (of :math:`|T T^\top - I|` for a wide matrix)."""
     if t.shape[0] < t.shape[1]:
