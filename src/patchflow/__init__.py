@@ -60,6 +60,7 @@ from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
 from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
 from patchflow.learn_mixture import learn_epll as learn_epll
+from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.learn_reference import learn_wpp as learn_wpp
@@ -67,6 +68,7 @@ from patchflow.metrics import LPIPS as LPIPS
 from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
+from patchflow.models import acnn as acnn
 from patchflow.models import alr as alr
 from patchflow.models import coupling_flow as coupling_flow
 from patchflow.models import dncnn as dncnn

@@ -21,12 +21,13 @@ from patchflow.patch_models import epll as epll
 from patchflow.patch_models import local_ar as local_ar
 from patchflow.patch_models import patch_nr as patch_nr
 from patchflow.patch_models import wpp as wpp
+from patchflow.resolution_models import acnn as acnn
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _MODELS = {
     make.__name__: make
-    for make in (alr, coupling_flow, dncnn, drunet, epll, local_ar, patch_nr, pnn, wpp)
+    for make in (acnn, alr, coupling_flow, dncnn, drunet, epll, local_ar, patch_nr, pnn, wpp)
 }
 
 
