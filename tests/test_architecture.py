@@ -34,7 +34,7 @@ FLOORS = [
         "learn_critic",
         "learn_denoiser",
         "learn_mixture",
-        "learn_pairs",
+        "learn_pairs learn_wpp_net learn_wpp_flow",
         "learn_posterior",
         "learn_reference",
         "reconstruct",

@@ -64,6 +64,8 @@ from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.learn_reference import learn_wpp as learn_wpp
+from patchflow.learn_wpp_flow import learn_wpp_flow as learn_wpp_flow
+from patchflow.learn_wpp_net import learn_wpp_net as learn_wpp_net
 from patchflow.metrics import LPIPS as LPIPS
 from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
@@ -81,6 +83,8 @@ from patchflow.models import patch_nr as patch_nr
 from patchflow.models import pnn as pnn
 from patchflow.models import save as save
 from patchflow.models import wpp as wpp
+from patchflow.models import wpp_flow as wpp_flow
+from patchflow.models import wpp_net as wpp_net
 from patchflow.numerics.patches import PatchSampler as PatchSampler
 from patchflow.numerics.weights import effective_sample_size as effective_sample_size
 from patchflow.numerics.weights import log_evidence as log_evidence

@@ -65,9 +65,9 @@ class PairLoss(Energy):
 def learn_pairs(
     network: nn.Module,
     images: Sequence[Tensor],
-    pairs: MakePairs,
     validation: Sequence[Tensor] = (),
     *,
+    pairs: MakePairs,
     holdout: float = 0.1,
     crop: int = 64,
     dihedral: bool = True,
@@ -89,9 +89,9 @@ def learn_pairs(
     Args:
         network: The network, trained in place.
         images: Training images, each (1, channels, height, width); sizes may differ.
+        validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
         pairs: Makes of clean crops (batch, channels, height, width) what is wanted and what is given, with fresh noise
             at each call; it is called on crops of several sizes.
-        validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
         holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
         crop: Side length of the crops that pairs are made of.
         dihedral: Turn and mirror the crops at random; it must not turn what ``pairs`` does.
@@ -124,7 +124,7 @@ def learn_pairs(
         images, validation = hold_out(images, holdout, crop)
     sampler = PatchSampler(images, crop, batch, dihedral=dihedral)
     loss = PairLoss(network)
-    known = _validation_pairs(validation, pairs)
+    known = validation_pairs(validation, pairs)
     with torch.no_grad():
         loss(*(part[:1] for part in known[0]))  # what does not fit together is told at once
 
@@ -156,7 +156,7 @@ def minus_psnr(loss: PairLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
     return 10 * sum(math.log10(error) for error in errors) / len(errors)
 
 
-def _validation_pairs(images: Sequence[Tensor], pairs: MakePairs) -> list[tuple[Tensor, Tensor]]:
+def validation_pairs(images: Sequence[Tensor], pairs: MakePairs) -> list[tuple[Tensor, Tensor]]:
     """Pairs from the middle of images, the same whatever the seed."""
     known = []
     with torch.random.fork_rng():

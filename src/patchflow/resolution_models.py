@@ -9,8 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from patchflow.chains.bijections import InvertibleLinear
+from patchflow.chains.coordinates import ConditionalAffine
+from patchflow.chains.flow import Flow
+from patchflow.chains.images import ConvolutionalCoupling, Pixelwise, SubPixel, WhiteImages
+from patchflow.chains.kernel import Chain, Conditioned, Kernel
 from patchflow.errors import InputError
-from patchflow.networks.acnn import ACNN, PUBLISHED_LAYERS, PUBLISHED_WIDTH
+from patchflow.networks.acnn import (
+    ACNN,
+    PUBLISHED_LAYERS,
+    PUBLISHED_WIDTH,
+    SHORT_LAYERS,
+    MeasurementFeatures,
+)
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.resolution import lowers_resolution
@@ -122,6 +133,24 @@ class SuperResolver(nn.Module):
         return operator
 
 
+class FlowNetwork(nn.Module):
+    """A conditional flow as a network: each call draws one sample for each measurement.
+
+    Args:
+        flow: The flow, whose condition is the measurement.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(
+        self, y: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Draw, from torch's global generator."""
+        return self.flow.sample(len(y), y)
+
+
 def acnn(
     *,
     channels: int = 1,
@@ -159,6 +188,98 @@ def acnn(
         network, channels=channels, scale=scale, kernel_shape=kernel_shape, noise=noise
     )
     return _named(model, "acnn", arguments)
+
+
+def wpp_net(
+    *,
+    channels: int = 1,
+    scale: int = 4,
+    kernel_shape: Sequence[int] = (16, 16),
+    noise: float = 0.01,
+    width: int = 32,
+    layers: int = SHORT_LAYERS,
+) -> SuperResolver:
+    """A short asymmetric network; train it on measurements alone with :func:`patchflow.learn_wpp_net`.
+
+    Published is a width of 64.
+
+    Args:
+        channels: Channels of the images.
+        scale: Pixels of the image per measured pixel, along an axis.
+        kernel_shape: Rows and columns of the blur's kernel.
+        noise: The standard deviation of the noise.
+        width: Channels between the layers.
+        layers: Number of asymmetric layers.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    References:
+        Altekrueger, Hertrich, "WPPNets and WPPFlows: the power of Wasserstein patch priors for superresolution", 2022,
+        https://arxiv.org/abs/2201.08157
+    """
+    arguments = dict(locals()) | {"kernel_shape": list(kernel_shape)}
+    network = ACNN(channels=channels, scale=scale, width=width, layers=layers)
+    model = SuperResolver(
+        network, channels=channels, scale=scale, kernel_shape=kernel_shape, noise=noise
+    )
+    return _named(model, "wpp_net", arguments)
+
+
+def wpp_flow(
+    *,
+    channels: int = 1,
+    scale: int = 4,
+    kernel_shape: Sequence[int] = (16, 16),
+    noise: float = 0.01,
+    width: int = 32,
+    layers: int = SHORT_LAYERS,
+    blocks: int = 4,
+    hidden: int = 32,
+    clamp: float = 1.2,
+) -> SuperResolver:
+    """A conditional flow of super-resolution; train it on measurements with :func:`patchflow.learn_wpp_flow`.
+
+    It works on the measured grid: couplings with convolutions and invertible mixtures of the channels in turn, then an
+    affine map of each pixel, all of which see features of the measurement. Published are flows of two or three scales
+    with 16 or 10 blocks each, of width 128, which see the interpolated measurement.
+
+    Args:
+        channels: Channels of the images.
+        scale: Pixels of the image per measured pixel, along an axis.
+        kernel_shape: Rows and columns of the blur's kernel.
+        noise: The standard deviation of the noise.
+        width: Number of features of the measurement.
+        layers: Asymmetric layers that make them.
+        blocks: Coupling blocks.
+        hidden: Width of the couplings' networks.
+        clamp: Soft clamp of their log-scales.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    References:
+        Altekrueger, Hertrich, "WPPNets and WPPFlows: the power of Wasserstein patch priors for superresolution", 2022,
+        https://arxiv.org/abs/2201.08157
+    """
+    arguments = dict(locals()) | {"kernel_shape": list(kernel_shape)}
+    if min(channels, width, layers, hidden) < 1 or blocks < 0 or scale < 2:
+        raise InputError(
+            f"Got {channels} channels, scale {scale}, width {width}, {layers} layers, {blocks} blocks and hidden width "
+            f"{hidden}; the scale must be at least 2, the blocks 0 or more, the others at least 1."
+        )
+    cells = channels * scale**2
+    kernels: list[Kernel] = []
+    for _ in range(blocks):
+        kernels.append(ConvolutionalCoupling(cells, width, hidden=hidden, clamp=clamp))
+        kernels.append(Pixelwise(InvertibleLinear(cells)))
+    kernels.append(Pixelwise(ConditionalAffine(cells, width)))
+    features = MeasurementFeatures(channels, width, layers)
+    flow = Flow(WhiteImages(cells), Chain(Conditioned(features, Chain(*kernels)), SubPixel(scale)))
+    model = SuperResolver(
+        FlowNetwork(flow), channels=channels, scale=scale, kernel_shape=kernel_shape, noise=noise
+    )
+    return _named(model, "wpp_flow", arguments)
 
 
 def _named(model: Model, name: str, arguments: dict[str, Any]) -> Model:

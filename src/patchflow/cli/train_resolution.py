@@ -1,25 +1,32 @@
-"""``patchflow train acnn``: the supervised network of super-resolution."""
+"""``patchflow train acnn`` and ``train wpp-net``: networks of super-resolution, with pairs and without."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
 from patchflow import models
-from patchflow.cli.config import command_line, write_config
-from patchflow.cli.options import check_output, start
+from patchflow.cli.options import value_range
 from patchflow.cli.problems import Settings
 from patchflow.cli.slices import Units
-from patchflow.cli.train import read_training
-from patchflow.errors import InputError, NumericalError
+from patchflow.cli.training import Training
+from patchflow.errors import InputError
 from patchflow.fit import Fit
+from patchflow.io.images import read_image
 from patchflow.learn_pairs import learn_pairs
+from patchflow.learn_reference import learn_wpp
+from patchflow.learn_wpp_net import learn_wpp_net
 from patchflow.numerics.patches import common_channels
 from patchflow.numerics.precision import Precision
 from patchflow.problems.blur import Blur
+from patchflow.problems.estimation import estimate_kernel
 from patchflow.problems.resolution import LowResolution, lowers_resolution
+from patchflow.resolution_models import SuperResolver
+
+# Side length of an estimated kernel, and the noise beyond the range of the image that a measurement may have.
+_ESTIMATED, _SLACK = 15, 8.0
 
 
 def train_acnn(
@@ -87,16 +94,12 @@ def train_acnn(
         threads: Number of threads; by default all cores.
         resume: Continue an interrupted run from the state file beside the output.
     """
-    settings = dict(locals())
-    target = begin(output, seed, threads)
+    training = Training.begin("train acnn", dict(locals()))
     flags = Settings(problem, noise, scale, None, kernel)
-    how = (range, units, dataset, grey)
-    training = read_training(images, *how)
-    held = [] if validation is None else read_training([validation], *how)
-    operator = operator_for(flags, training[0])
+    operator = operator_for(flags, training.images[0])
     degrade = LowResolution(operator.kernel, operator.stride, flags.std)
     model = models.acnn(
-        channels=common_channels(training),
+        channels=common_channels(training.images),
         scale=operator.stride,
         kernel_shape=tuple(operator.kernel.shape),
         noise=flags.std,
@@ -104,36 +107,143 @@ def train_acnn(
         layers=layers,
         preset=preset,
     ).trained_for(operator.kernel)
-    state = state_file(target, resume)
-    try:
-        result = learn_pairs(
-            model,
-            training,
-            degrade,
-            held,
-            holdout=holdout,
-            crop=degrade.side(crop),
-            dihedral=dihedral,
-            batch=batch,
-            steps=steps,
-            lr=lr,
-            average=average,
-            patience=patience,
-            seconds=seconds,
-            precision=precision,
-            checkpoint=state,
-            resume=resume,
-            progress=True,
-        )
-    except NumericalError:
-        models.save(target, model, images=training, seed=seed)
-        raise
-    finish(target, model, training, result, "train acnn", settings)
-    print(
-        f"{target}: {-result.best:.2f} dB on the validation after {result.steps} steps in {result.seconds:.0f} s "
-        f"({result.stopped})."
+    arguments = {"pairs": degrade, "crop": degrade.side(crop), "precision": precision}
+    training.fit(
+        model,
+        learn_pairs,
+        _validated,
+        arguments,
     )
-    told_how_to_resume(state, result, "train acnn", settings)
+
+
+def train_wpp_net(
+    images: list[str],
+    *,
+    output: str = "wpp-net.safetensors",
+    measurements: list[str] | None = None,
+    problem: str = "super-resolution",
+    noise: float = 0.01,
+    scale: int = 4,
+    kernel: str | None = None,
+    registered: list[str] | None = None,
+    validation: str | None = None,
+    weight: float = 100.0,
+    size: int = 8,
+    count: int = 2000,
+    scales: int = 2,
+    width: int = 32,
+    layers: int = 10,
+    crop: int = 16,
+    batch: int = 8,
+    steps: int = 10_000,
+    lr: float = 1e-3,
+    average: float = 0.99,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    dihedral: bool = True,
+    range: str | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Learn super-resolution from measurements alone and the patches of a reference image, for reconstruct.
+
+    The network (WPPNet) never sees pairs: its results should explain the measurements, and have the patches of the
+    reference. Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the state so
+    far; --resume continues.
+
+    Args:
+        images: The reference images of high resolution: PNG, JPEG, TIFF, .npy or HDF5 files.
+        output: Model file to write.
+        measurements: The low-resolution images to learn from; without them, simulated ones of the reference.
+        problem: super-resolution, or a Python file that defines likelihood with a blur that lowers the resolution.
+        noise: Standard deviation of the noise, in units of the image range.
+        scale: Image pixels per measured pixel.
+        kernel: The blur kernel, an image or .npy file; by default a Gaussian of half the scale.
+        registered: Two files, an image and what was measured of it, that the kernel is estimated from; it is written
+            beside the model (.kernel.npy), for --kernel of reconstruct.
+        validation: A high-resolution image, whose simulated measurement chooses the best state.
+        weight: Weight of the prior against the data.
+        size: Side length of the patches in pixels.
+        count: Number of reference patches of each scale of the prior.
+        scales: Number of scales of the prior, each half as large as the one before.
+        width: Channels between the layers; published are 64.
+        layers: Asymmetric layers.
+        crop: Side length of the training crops in measured pixels.
+        batch: Crops per step; published are 32.
+        steps: Training steps.
+        lr: Peak learning rate.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop after this many validations without improvement.
+        seconds: Time limit; the learning-rate schedule ends with it.
+        precision: auto takes bfloat16 where this processor is faster with it.
+        dihedral: Turn and mirror crops and patches at random; false for images with a preferred direction.
+        range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+        resume: Continue an interrupted run from the state file beside the output.
+    """
+    training = Training.begin("train wpp-net", dict(locals()))
+    flags, operator, given = _unpaired(training)
+    model = models.wpp_net(
+        channels=common_channels(training.images),
+        scale=operator.stride,
+        kernel_shape=tuple(operator.kernel.shape),
+        noise=flags.std,
+        width=width,
+        layers=layers,
+    ).trained_for(operator.kernel)
+    prior = learn_wpp(training.images, size=size, count=count, scales=scales, dihedral=dihedral)
+
+    def learn(
+        model: SuperResolver, images: list[Tensor], held: list[Tensor], **arguments: Any
+    ) -> Fit:
+        return learn_wpp_net(model, given, held, prior=prior, **arguments)
+
+    arguments = {"weight": weight, "crop": crop, "precision": precision}
+    training.fit(model, learn, _validated, arguments)
+
+
+def _unpaired(training: Training) -> tuple[Settings, Blur, list[Tensor]]:
+    """The flags of the problem, its operator, known or estimated, and the measurements to learn from."""
+    settings, kernel = training.settings, training.settings["kernel"]
+    limits = value_range(settings["range"])
+    if settings["registered"] is not None:
+        if kernel is not None or len(settings["registered"]) != 2:
+            raise InputError(
+                "--registered takes two files, [image.png,measured.png], and no --kernel beside it."
+            )
+        pair = [read_image(path, value_range=limits, grey=True) for path in settings["registered"]]
+        found = estimate_kernel(pair[0], pair[1], size=max(_ESTIMATED, settings["scale"]))
+        kernel = str(training.target.with_suffix(".kernel.npy"))
+        np.save(kernel, found.kernel.numpy())
+        print(
+            f"{kernel}: estimated, sum {float(found.kernel.sum()):.3f}, constant {found.bias:.4f}, residual "
+            f"{found.residual:.4f}."
+        )
+    flags = Settings(settings["problem"], settings["noise"], settings["scale"], None, kernel)
+    operator = operator_for(flags, training.images[0])
+    if settings["measurements"] is None:
+        degrade = LowResolution(operator.kernel, operator.stride, flags.std)
+        return flags, operator, [degrade(image)[1] for image in training.images]
+    given = [
+        read_image(path, value_range=limits, grey=settings["grey"], slack=_SLACK * flags.std)
+        for path in settings["measurements"]
+    ]
+    return flags, operator, given
+
+
+def _validated(result: Fit) -> str:
+    if result.validation:
+        return f"{-result.best:.2f} dB on the validation"
+    return f"loss {result.losses[-1]:.1f}" if result.losses else "learned"
 
 
 def operator_for(flags: Settings, image: Tensor) -> Blur:
@@ -150,55 +260,3 @@ def operator_for(flags: Settings, image: Tensor) -> Blur:
             "--problem super-resolution."
         )
     return operator
-
-
-def begin(output: str, seed: int, threads: int | None) -> Path:
-    """Check the output, seed torch, and set its number of threads."""
-    target = Path(output)
-    check_output(target, (".safetensors",))
-    start(seed, threads)
-    return target
-
-
-def state_file(target: Path, resume: bool) -> Path:
-    """Where the state of a training is kept.
-
-    Raises:
-        InputError: If there is none to resume from.
-    """
-    state = target.with_suffix(".state.safetensors")
-    if resume and not state.exists():
-        raise InputError(f"There is no {state} to resume from; start without --resume.")
-    return state
-
-
-def finish(
-    target: Path,
-    model: nn.Module,
-    training: list[Tensor],
-    result: Fit,
-    command: str,
-    settings: dict[str, Any],
-) -> None:
-    """Write the model and the configuration that repeats the run."""
-    summary = {
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "validation": result.best,
-        "stopped": result.stopped,
-        "history": result.validation,
-        "losses": result.losses,
-    }
-    models.save(target, model, images=training, seed=settings["seed"], training=summary)
-    write_config(target.with_suffix(".yaml"), command, settings)
-
-
-def told_how_to_resume(state: Path, result: Fit, command: str, settings: dict[str, Any]) -> None:
-    """Tell how to go on after an interruption; else the state is not needed any more."""
-    if result.stopped == "interrupted":
-        print(
-            f"Interrupted; {state} holds the state. Continue with: "
-            f"{command_line(command, settings | {'resume': True}, 'images')}"
-        )
-    else:
-        state.unlink(missing_ok=True)

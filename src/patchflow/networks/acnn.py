@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from patchflow.errors import InputError
+from patchflow.numerics.interpolation import interpolate
 
 # Of the supervised network and of the short one.
 PUBLISHED_WIDTH, PUBLISHED_LAYERS, SHORT_LAYERS = 64, 17, 10
@@ -65,7 +66,7 @@ class AsymmetricLayers(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[
-        Float[Tensor, "batch width height width"], Float[Tensor, "batch width height width"]
+        Float[Tensor, "batch features height width"], Float[Tensor, "batch features height width"]
     ]:
         """The features of the first layer, and those of the sum of all."""
         start, *others = self.layers
@@ -76,6 +77,26 @@ class AsymmetricLayers(nn.Module):
             total = total + before
             x = functional.relu(before)
         return first, functional.relu(total)
+
+
+class MeasurementFeatures(nn.Module):
+    """Features of a measurement: the sum of asymmetric layers, one vector for each measured pixel.
+
+    Args:
+        channels: Channels of the measurement.
+        width: Number of features.
+        layers: Number of layers.
+    """
+
+    def __init__(self, channels: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.asymmetric = AsymmetricLayers(channels, width, layers)
+
+    def forward(
+        self, y: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features height width"]:
+        """The features."""
+        return self.asymmetric(y - 0.5)[1].to(y.dtype)
 
 
 class ACNN(nn.Module):
@@ -137,13 +158,6 @@ class ACNN(nn.Module):
         total, first = self.upsample(total), self.upsample(first)
         detail = self.high_frequency(self.refine_all(total) + self.refine_first(first))
         return interpolate(y, self.scale) + self.last(detail).to(y.dtype)
-
-
-def interpolate(
-    y: Float[Tensor, "batch channels height width"], scale: int
-) -> Float[Tensor, "batch channels rows columns"]:
-    """Bicubic interpolation (a = -0.75): each pixel in the middle of its ``scale`` x ``scale`` pixels."""
-    return functional.interpolate(y, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def prime_factors(number: int) -> list[int]:

@@ -18,8 +18,9 @@ from patchflow.learn_denoiser import learn_denoiser
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_pairs import learn_pairs
 from patchflow.learn_reference import learn_wpp
+from patchflow.learn_wpp_net import learn_wpp_net
 from patchflow.methods import by_name
-from patchflow.models import acnn, drunet, patch_nr, pnn
+from patchflow.models import acnn, drunet, patch_nr, pnn, wpp_net
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.papers.image_problems import PROBLEMS
@@ -126,9 +127,27 @@ def _acnn(lesson: Lesson) -> nn.Module:
     record = learn_pairs(
         model,
         lesson.images,
-        degrade,
         lesson.validation,
+        pairs=degrade,
         crop=degrade.side(CROP),
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return model
+
+
+def _wpp_net(lesson: Lesson) -> nn.Module:
+    """A network of the same problem that learns from simulated measurements of the training images, without pairs."""
+    operator, std = _resolution(lesson)
+    degrade = LowResolution(operator.kernel, operator.stride, std)
+    model = wpp_net(scale=operator.stride, noise=std).trained_for(operator.kernel)
+    record = learn_wpp_net(
+        model,
+        [degrade(image)[1] for image in lesson.images],
+        lesson.validation,
+        prior=learn_wpp(lesson.images, scales=2),
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,
@@ -156,6 +175,7 @@ TEACHERS: dict[str, Teacher] = {
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
     "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
     "acnn": _acnn,
+    "wpp-net": _wpp_net,
 }
 
 
