@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError
@@ -47,8 +48,9 @@ RATE = 1e-3
 class CropPosterior(Energy):
     """The negative log posterior of the images of measured crops; see the module's formula.
 
-    Where the kernel reaches beyond a crop nothing is asked of the image. The patches of one random phase of the
-    tiling are taken of each scale, which is unbiased.
+    Measured pixels whose kernel reaches beyond a crop are not compared. Crops are reflected for the prior, so that all
+    pixels count alike: a flow would spread what nothing holds. The patches of one random phase of the tiling are taken
+    of each scale, which is unbiased.
 
     Args:
         kernel: The kernel of the blur.
@@ -107,10 +109,7 @@ class CropPosterior(Energy):
             energy = 0.5 * residual.square().flatten(1).sum(1)
             if self.weight == 0:
                 return energy
-            cells = tuple(
-                slice(self.stride * part.start, self.stride * part.stop) for part in measured[2:]
-            )
-            return energy + self.weight * self._patches(x[:, :, cells[0], cells[1]])
+            return energy + self.weight * self._patches(x)
 
     def start(self, crop: int, channels: int) -> None:
         """Set the potentials to zero, after one evaluation of an empty crop: what is too small is told at once.
@@ -160,13 +159,14 @@ class CropPosterior(Energy):
             x = shrink(x) if k else x
             cost, size = scale.get_submodule("patch_energy"), self.prior.size
             assert isinstance(cost, TransportCost)
-            if min(x.shape[2:]) < 2 * size - 1:
+            if min(x.shape[2:]) < size:
                 raise InputError(
-                    f"What is explained of a crop has {x.shape[2]} x {x.shape[3]} pixels at scale {k + 1} of the "
-                    f"prior, too few for its patches of {size} x {size}; use larger crops or fewer scales."
+                    f"The image of a crop has {x.shape[2]} x {x.shape[3]} pixels at scale {k + 1} of the prior, which "
+                    f"are smaller than its patches of {size} x {size}; use larger crops or fewer scales."
                 )
+            wide = functional.pad(x, [size - 1] * 4, mode="reflect")
             i, j = torch.randint(size, (2,)).tolist()
-            patches = torch.cat([extract_patches(image, size, size, (i, j)) for image in x])
+            patches = torch.cat([extract_patches(image, size, size, (i, j)) for image in wide])
             with cost.rising(self.rate):
                 energies = cost(patches)
             values.append(4**k * energies.view(len(x), -1).sum(1))

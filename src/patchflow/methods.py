@@ -29,6 +29,7 @@ from patchflow.reconstruct import (
     variational,
     wasserstein_patch,
     wiener,
+    wpp_flow,
 )
 from patchflow.resolution_models import SuperResolver
 from patchflow.solution import Solution
@@ -180,9 +181,12 @@ def _dpir(task: Task) -> Solution:
     return solver(plug_and_play.dpir, prior=Denoiser, followed=False, settings=settings)(task)
 
 
-def _super_resolver(task: Task) -> Solution:
-    assert isinstance(task.prior, SuperResolver)
-    return acnn.reconstruct(_gaussian(task), task.prior, task.y)
+def _super_resolver(solve: Callable[..., Solution]) -> Callable[[Task], Solution]:
+    def run(task: Task) -> Solution:
+        assert isinstance(task.prior, SuperResolver)
+        return solve(_gaussian(task), task.prior, task.y)
+
+    return run
 
 
 def _bm3d_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
@@ -256,17 +260,21 @@ METHODS = {
         *(
             Method(
                 name,
-                _super_resolver,
+                _super_resolver(solve),
                 lambda likelihood, prior: 1.0,
-                (model,),
+                (name.replace("-", "_"),),
                 lambda likelihood: lowers_resolution(likelihood.operator),
             )
-            for name, model in (("acnn", "acnn"), ("wpp-net", "wpp_net"))
+            for name, solve in (
+                ("acnn", acnn.reconstruct),
+                ("wpp-net", acnn.reconstruct),
+                ("wpp-flow", wpp_flow.reconstruct),
+            )
         ),
     )
 }
 # Methods that have no weight, or had it in their training.
-WEIGHTLESS = ("acnn", "wpp-net")
+WEIGHTLESS = ("acnn", "wpp-net", "wpp-flow")
 # Rows of tables that are a method with another model.
 _VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 

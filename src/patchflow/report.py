@@ -82,6 +82,7 @@ class Report:
         curves: Convergence curves.
         profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
+        std_map: Standard deviation of the samples at each pixel, (height, width).
         components: The component of a mixture that each patch belongs to, (rows, columns).
         zoom: The region shown enlarged; by default the one of highest variance of the
             reconstruction.
@@ -108,6 +109,7 @@ class Report:
     curves: Sequence[Curve] = ()
     profiles: Sequence[Curve] = ()
     nll_map: Float[Tensor, "height width"] | None = None
+    std_map: Float[Tensor, "height width"] | None = None
     components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -257,11 +259,14 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         caption = "nats per patch, centred at the pixel: high where the prior is surprised"
         drawing = draw_map(values, _NLL_MAP, from_zero=False)
         figures.append(_drawn("patch negative log-likelihood", caption, drawing, pictures))
+    if report.std_map is not None:
+        drawing = draw_map(
+            report.std_map.detach().float().cpu().numpy(), _ERROR_MAP, from_zero=True
+        )
+        figures.append(_drawn("standard deviation", "of the samples", drawing, pictures))
     if report.components is not None:
         values = report.components.detach().float().cpu().numpy()
-        caption = (
-            "the component of the mixture that each patch belongs to: similar colours mean nothing"
-        )
+        caption = "the component of the mixture at each patch: similar colours mean nothing"
         drawing = draw_map(values, _COMPONENTS_MAP, from_zero=True)
         figures.append(_drawn("components", caption, drawing, pictures))
     return figures

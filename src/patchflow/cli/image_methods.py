@@ -34,6 +34,7 @@ ImageMethod = Literal[
     "pnp-pnn",
     "acnn",
     "wpp-net",
+    "wpp-flow",
 ]
 # What a model file of a method holds.
 Prior = PatchPrior | MultiscalePrior | Denoiser | SuperResolver

@@ -91,9 +91,10 @@ def reconstruct(
             variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
             play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), pnp-pnn
             (with a proximal network, convergent), acnn or wpp-net (networks trained for this super-resolution, with
-            pairs or without); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp (filtered backprojection).
-        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, acnn or wpp-net, as
-            the method needs; for dpir also published weights of a DnCNN (.safetensors).
+            pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
+            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp (filtered backprojection).
+        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, acnn, wpp-net or
+            wpp-flow, whichever the method needs; for dpir also published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
@@ -253,6 +254,7 @@ def _report(
         table=table,
         curves=_curves(method, solution.history),
         nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
+        std_map=None if solution.std is None else solution.std[0].mean(0),
         components=(
             component_map(solution.x[:1], prior)[0, 0]
             if method == "epll" and isinstance(prior, PatchPrior)

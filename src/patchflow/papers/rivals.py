@@ -18,15 +18,17 @@ from patchflow.learn_denoiser import learn_denoiser
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_pairs import learn_pairs
 from patchflow.learn_reference import learn_wpp
+from patchflow.learn_wpp_flow import learn_wpp_flow
 from patchflow.learn_wpp_net import learn_wpp_net
 from patchflow.methods import by_name
-from patchflow.models import acnn, drunet, patch_nr, pnn, wpp_net
+from patchflow.models import acnn, drunet, patch_nr, pnn, wpp_flow, wpp_net
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.papers.image_problems import PROBLEMS
 from patchflow.priors.expectation_maximization import MixtureFit
 from patchflow.problems.blur import Blur
 from patchflow.problems.resolution import LowResolution, lowers_resolution
+from patchflow.resolution_models import SuperResolver
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
@@ -138,12 +140,14 @@ def _acnn(lesson: Lesson) -> nn.Module:
     return model
 
 
-def _wpp_net(lesson: Lesson) -> nn.Module:
-    """A network of the same problem that learns from simulated measurements of the training images, without pairs."""
+def _unpaired(
+    lesson: Lesson, make: Callable[..., SuperResolver], learn: Callable[..., Fit]
+) -> nn.Module:
+    """A model of the same problem that learns from simulated measurements of the training images, without pairs."""
     operator, std = _resolution(lesson)
     degrade = LowResolution(operator.kernel, operator.stride, std)
-    model = wpp_net(scale=operator.stride, noise=std).trained_for(operator.kernel)
-    record = learn_wpp_net(
+    model = make(scale=operator.stride, noise=std).trained_for(operator.kernel)
+    record = learn(
         model,
         [degrade(image)[1] for image in lesson.images],
         lesson.validation,
@@ -175,7 +179,8 @@ TEACHERS: dict[str, Teacher] = {
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
     "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
     "acnn": _acnn,
-    "wpp-net": _wpp_net,
+    "wpp-net": lambda lesson: _unpaired(lesson, wpp_net, learn_wpp_net),
+    "wpp-flow": lambda lesson: _unpaired(lesson, wpp_flow, learn_wpp_flow),
 }
 
 
