@@ -70,13 +70,17 @@ from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
 from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
 from patchflow.learn_mixture import learn_epll as learn_epll
+from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.learn_reference import learn_wpp as learn_wpp
+from patchflow.learn_wpp_flow import learn_wpp_flow as learn_wpp_flow
+from patchflow.learn_wpp_net import learn_wpp_net as learn_wpp_net
 from patchflow.metrics import LPIPS as LPIPS
 from patchflow.metrics import crop as crop
 from patchflow.metrics import psnr as psnr
 from patchflow.metrics import ssim as ssim
+from patchflow.models import acnn as acnn
 from patchflow.models import alr as alr
 from patchflow.models import continuous_flow as continuous_flow
 from patchflow.models import coupling_flow as coupling_flow
@@ -92,6 +96,8 @@ from patchflow.models import proximal_residual_flow as proximal_residual_flow
 from patchflow.models import residual_flow as residual_flow
 from patchflow.models import save as save
 from patchflow.models import wpp as wpp
+from patchflow.models import wpp_flow as wpp_flow
+from patchflow.models import wpp_net as wpp_net
 from patchflow.numerics.patches import PatchSampler as PatchSampler
 from patchflow.numerics.weights import effective_sample_size as effective_sample_size
 from patchflow.numerics.weights import log_evidence as log_evidence

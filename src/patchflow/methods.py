@@ -16,8 +16,10 @@ from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.operator import Identity
+from patchflow.problems.resolution import lowers_resolution
 from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import (
+    acnn,
     bm3d,
     deep_image_prior,
     epll,
@@ -27,7 +29,9 @@ from patchflow.reconstruct import (
     variational,
     wasserstein_patch,
     wiener,
+    wpp_flow,
 )
+from patchflow.resolution_models import SuperResolver
 from patchflow.solution import Solution
 
 
@@ -177,6 +181,14 @@ def _dpir(task: Task) -> Solution:
     return solver(plug_and_play.dpir, prior=Denoiser, followed=False, settings=settings)(task)
 
 
+def _super_resolver(solve: Callable[..., Solution]) -> Callable[[Task], Solution]:
+    def run(task: Task) -> Solution:
+        assert isinstance(task.prior, SuperResolver)
+        return solve(_gaussian(task), task.prior, task.y)
+
+    return run
+
+
 def _bm3d_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     return 1.0 if bm3d.is_direct(likelihood.operator) else bm3d.DEFAULT_WEIGHT
 
@@ -245,8 +257,24 @@ METHODS = {
             _patchnr_weight,
             ("patch_nr",),
         ),
+        *(
+            Method(
+                name,
+                _super_resolver(solve),
+                lambda likelihood, prior: 1.0,
+                (name.replace("-", "_"),),
+                lambda likelihood: lowers_resolution(likelihood.operator),
+            )
+            for name, solve in (
+                ("acnn", acnn.reconstruct),
+                ("wpp-net", acnn.reconstruct),
+                ("wpp-flow", wpp_flow.reconstruct),
+            )
+        ),
     )
 }
+# Methods that have no weight, or had it in their training.
+WEIGHTLESS = ("acnn", "wpp-net", "wpp-flow")
 # Rows of tables that are a method with another model.
 _VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 

@@ -25,12 +25,16 @@ from patchflow.patch_models import epll as epll
 from patchflow.patch_models import local_ar as local_ar
 from patchflow.patch_models import patch_nr as patch_nr
 from patchflow.patch_models import wpp as wpp
+from patchflow.resolution_models import acnn as acnn
+from patchflow.resolution_models import wpp_flow as wpp_flow
+from patchflow.resolution_models import wpp_net as wpp_net
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _MODELS = {
     make.__name__: make
     for make in (
+        acnn,
         alr,
         continuous_flow,
         coupling_flow,
@@ -44,6 +48,8 @@ _MODELS = {
         residual_flow,
         single_image,
         wpp,
+        wpp_flow,
+        wpp_net,
     )
 }
 

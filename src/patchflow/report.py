@@ -84,6 +84,7 @@ class Report:
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
         width: The width of the error bar of each pixel, in the units of the images.
         alarm: The pixels that are unlike what the prior knows.
+        std_map: Standard deviation of the samples at each pixel, (height, width).
         components: The component of a mixture that each patch belongs to, (rows, columns).
         zoom: The region shown enlarged; by default the one of highest variance of the
             reconstruction.
@@ -112,6 +113,7 @@ class Report:
     nll_map: Float[Tensor, "height width"] | None = None
     width: Float[Tensor, "height width"] | None = None
     alarm: Bool[Tensor, "height width"] | None = None
+    std_map: Float[Tensor, "height width"] | None = None
     components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
@@ -254,6 +256,7 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
             "nats per patch, centred at the pixel: high where the prior is surprised",
             *(report.nll_map, _NLL_MAP, False),
         ),
+        ("standard deviation", "of the samples", report.std_map, _ERROR_MAP, True),
         ("width of the error bars", f"of pixels{unit}", report.width, _ERROR_MAP, True),
         ("novelty", "bright: unlike the calibration images", report.alarm, _NLL_MAP, True),
         (

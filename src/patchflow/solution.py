@@ -16,6 +16,7 @@ class Solution(NamedTuple):
         steps: The number of steps taken.
         converged: Whether the tolerance was reached; None if there is none: as many steps as were asked for.
         interrupted: Whether the user stopped it (Ctrl-C): x is the point so far.
+        std: The standard deviation of each value, of methods that sample.
     """
 
     x: Tensor
@@ -23,3 +24,4 @@ class Solution(NamedTuple):
     steps: int
     converged: bool | None
     interrupted: bool = False
+    std: Tensor | None = None

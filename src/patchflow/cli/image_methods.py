@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from patchflow import models
 from patchflow.cli.notes import choose
 from patchflow.errors import InputError
-from patchflow.methods import METHODS, Task
+from patchflow.methods import METHODS, WEIGHTLESS, Task
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers.presets import PRESETS
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.resolution_models import SuperResolver
 from patchflow.solution import Solution
 
 ImageMethod = Literal[
@@ -31,9 +32,12 @@ ImageMethod = Literal[
     "dip-tv",
     "dpir",
     "pnp-pnn",
+    "acnn",
+    "wpp-net",
+    "wpp-flow",
 ]
 # What a model file of a method holds.
-Prior = PatchPrior | MultiscalePrior | Denoiser
+Prior = PatchPrior | MultiscalePrior | Denoiser | SuperResolver
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
 # Methods of splitting, whose record is no energy: what it is, and its axis.
 SPLITTING = {
@@ -84,6 +88,10 @@ class Solver:
         if self.preset == "paper" and self.method not in PRESETS:
             raise InputError(
                 f"There is a preset paper of {', '.join(PRESETS)}, not of {self.method}."
+            )
+        if self.weight is not None and self.method in WEIGHTLESS:
+            raise InputError(
+                f"--weight {self.weight} says nothing about the method {self.method}; leave it out."
             )
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")

@@ -21,7 +21,9 @@ from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_denoisers import train_denoiser, train_pnn
+from patchflow.cli.train_resolution import train_acnn
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
+from patchflow.cli.train_unpaired import train_wpp_flow, train_wpp_net
 from patchflow.cli.zero_shot import zero_shot
 from patchflow.errors import InputError, NumericalError
 from patchflow.io.checkpoint import library_version
@@ -42,6 +44,17 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         "learn a denoiser of many noise levels, for plug and play",
     ),
     ("train", "pnn"): (train_pnn, "images", "learn a proximal network, for plug and play"),
+    ("train", "acnn"): (train_acnn, "images", "learn super-resolution from simulated pairs"),
+    ("train", "wpp-net"): (
+        train_wpp_net,
+        "images",
+        "learn super-resolution from measurements and a reference image",
+    ),
+    ("train", "wpp-flow"): (
+        train_wpp_flow,
+        "images",
+        "learn samples of super-resolved images from measurements and a reference image",
+    ),
     ("train", "conditional-snf"): (
         train_conditional_snf,
         None,

@@ -65,7 +65,7 @@ class Settings:
         scale: Super-resolution: pixels of the image per pixel of the measurement, along an axis.
         boundary: Super-resolution: ``circular`` (the paper's) or ``valid`` (zero-shot). Deblurring: ``periodic``,
             ``reflect`` or ``valid``.
-        kernel: Deblurring: the blur kernel, an image or .npy file.
+        kernel: The blur kernel, an image or .npy file; for super-resolution instead of the Gaussian.
         mask: Inpainting: an image that is white where pixels were measured.
     """
 
@@ -132,11 +132,15 @@ class Settings:
             raise InputError(
                 f"Super-resolution has no boundary {boundary!r}; use circular or valid."
             )
+        kernel = None if self.kernel is None else _read_kernel(self.kernel)
+        sides = (16, 16) if kernel is None else kernel.shape
         if measured:
-            extra = 0 if boundary == "circular" else 16 - self.scale
-            height, width = (extent * self.scale + extra for extent in shape)
+            extra = [0 if boundary == "circular" else side - self.scale for side in sides]
+            height, width = (
+                extent * self.scale + e for extent, e in zip(shape, extra, strict=True)
+            )
             shape = (height, width)
-        return downsample(shape, stride=self.scale, boundary=boundary)
+        return downsample(shape, stride=self.scale, boundary=boundary, kernel=kernel)
 
     def _blur(self, shape: tuple[int, int], measured: bool) -> LinearOperator:
         if self.kernel is None:

@@ -28,6 +28,7 @@ from patchflow.cli.tomography import reconstruct_ct
 from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
+from patchflow.methods import WEIGHTLESS
 from patchflow.metrics import psnr, ssim
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -90,11 +91,12 @@ def reconstruct(
             (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
         method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
             variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
-            play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), or
-            pnp-pnn (with a proximal network, convergent); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp
-            (filtered backprojection).
-        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser or pnn, whichever the method
-            needs; for dpir also published weights of a DnCNN (.safetensors).
+            play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), pnp-pnn
+            (with a proximal network, convergent), acnn or wpp-net (networks trained for this super-resolution, with
+            pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
+            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp (filtered backprojection).
+        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, acnn, wpp-net or
+            wpp-flow, whichever the method needs; for dpir also published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
@@ -112,7 +114,7 @@ def reconstruct(
             are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
-        kernel: Deblurring: the blur kernel, an image or .npy file.
+        kernel: The blur kernel, an image or .npy file; super-resolution: by default a Gaussian of half the scale.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
         steps: Steps of the solver: patchnr 400, local-ar 72. ct: 1000 if directions are missing; tv and tgv: at most
@@ -184,8 +186,9 @@ def reconstruct(
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
+    weighted = "" if method in WEIGHTLESS else f", weight {weight:g}"
     print(
-        f"{target}: {method}, weight {weight:g}, {solution.steps} steps in {seconds:.1f} s; "
+        f"{target}: {method}{weighted}, {solution.steps} steps in {seconds:.1f} s; "
         f"residual {residual:.4f} at noise {std:g}."
     )
     print(*notes, sep="\n", end="\n" if notes else "")
@@ -265,6 +268,7 @@ def _report(
         table=table,
         curves=_curves(method, solution.history),
         nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
+        std_map=None if solution.std is None else solution.std[0].mean(0),
         components=(
             component_map(solution.x[:1], prior)[0, 0]
             if method == "epll" and isinstance(prior, PatchPrior)

@@ -66,7 +66,7 @@ def simulate(
         noise: Standard deviation of the noise, in units of the image range.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
-        kernel: Deblurring: the blur kernel, an image or .npy file.
+        kernel: The blur kernel, an image or .npy file; super-resolution: by default a Gaussian of half the scale.
         mask: Inpainting: an image that is white where pixels are measured.
         range: Values LO:HI of the file that become 0 and 1.
         grey: Convert a colour image to grey.

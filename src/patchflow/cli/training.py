@@ -99,7 +99,7 @@ class Training:
             NumericalError: As ``learn``.
         """
         state = _state(self.target)
-        shared = {name: self.settings[name] for name in _FITTING}
+        shared = {name: self.settings[name] for name in _FITTING if name in self.settings}
         try:
             result = learn(
                 model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,3 +45,25 @@ def symmetries(kernel: Float[Tensor, "rows columns"]) -> tuple[Symmetry, ...]:
         if g(kernel).shape == kernel.shape
         and torch.allclose(g(kernel), kernel, rtol=0, atol=tolerance)
     )
+
+
+@torch.no_grad()
+def self_ensemble(
+    network: Callable[[Tensor], Tensor],
+    image: Float[Tensor, "batch channels height width"],
+    turns: Sequence[Symmetry] = DIHEDRAL,
+) -> Float[Tensor, "batch channels rows columns"]:
+    """The mean of a map over turns and reflections of its input, each undone after it.
+
+    Published is the median in place of the mean.
+
+    Args:
+        network: Any map of images.
+        image: What it is applied to.
+        turns: The symmetries; all eight by default.
+    """
+    results = (g.undo(network(g(image))) for g in turns)
+    total = next(results)
+    for result in results:
+        total = total + result
+    return total / len(turns)

@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 
 def cubic_matrix(
@@ -34,3 +35,10 @@ def cubic_matrix(
     weights = torch.where(distance <= 1, near, far)
     index = taps.long() % small if periodic else taps.long().clamp(0, small - 1)
     return torch.zeros(count, small, dtype=torch.float64).scatter_add(1, index, weights)
+
+
+def interpolate(
+    y: Float[Tensor, "batch channels height width"], scale: int
+) -> Float[Tensor, "batch channels rows columns"]:
+    """Bicubic interpolation (a = -0.75): each pixel in the middle of its ``scale`` x ``scale`` pixels."""
+    return functional.interpolate(y, scale_factor=scale, mode="bicubic", align_corners=False)

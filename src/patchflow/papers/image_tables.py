@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
-from patchflow.methods import Task, by_name
+from patchflow.methods import WEIGHTLESS, Task, by_name
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
@@ -30,7 +30,7 @@ from patchflow.table import IMAGE_METRICS
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
     *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
-    *("pnp-pnn", "dpir", "patchnr-90s", "patchnr", "dip-tv"),
+    *("pnp-pnn", "dpir", "acnn", "wpp-net", "wpp-flow", "patchnr-90s", "patchnr", "dip-tv"),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
@@ -59,7 +59,7 @@ def run(
         methods: Which of :data:`METHODS`.
         images: Number of test images of the material; all for super-resolution, else two by default.
         models: Folder in which learned models are kept and looked for.
-        seconds: Training time of patchNR and of the denoisers; ``patchnr-90s`` always learns for 90 seconds.
+        seconds: Training time of patchNR and of the networks; ``patchnr-90s`` always learns for 90 seconds.
         seed: Seed of training and noise: image k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -91,8 +91,9 @@ def run(
     first = problems.reported_paths(data, groups[0].material, 1)[0]
     repeats = [groups[0].case(data, first, seed + 1000 + k) for k in range(NOISE_SEEDS)]
     for method in ordered:  # all that is learned, before the clocks run
-        for material in {problem.material for problem in groups}:
-            learned(method, material, library, data)
+        if any(_solves(method, case) for case in cases):
+            for material in {problem.material for problem in groups}:
+                learned(method, material, library, data)
 
     def measure(case: Case, x: Tensor) -> Mapping[str, float]:
         region = by_group[case.group].region
@@ -114,7 +115,8 @@ def run(
     untuned = [
         method
         for method in ordered
-        if method != "bicubic" and any(_tuned(name, group, method) is None for group in by_group)
+        if method not in ("bicubic", *WEIGHTLESS)
+        and any(_tuned(name, group, method) is None for group in by_group)
     ]
     defaults = f" (defaults for a kind: {', '.join(untuned)})" if untuned else ""
     spent = "".join(f"; {key}: {time:.0f} s" for key, time in library.trainings.items())

@@ -16,12 +16,19 @@ from patchflow.fit import Fit
 from patchflow.learn import learn_patches
 from patchflow.learn_denoiser import learn_denoiser
 from patchflow.learn_mixture import learn_epll
+from patchflow.learn_pairs import learn_pairs
 from patchflow.learn_reference import learn_wpp
+from patchflow.learn_wpp_flow import learn_wpp_flow
+from patchflow.learn_wpp_net import learn_wpp_net
 from patchflow.methods import by_name
-from patchflow.models import drunet, patch_nr, pnn
+from patchflow.models import acnn, drunet, patch_nr, pnn, wpp_flow, wpp_net
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
+from patchflow.papers.image_problems import PROBLEMS
 from patchflow.priors.expectation_maximization import MixtureFit
+from patchflow.problems.blur import Blur
+from patchflow.problems.resolution import LowResolution, lowers_resolution
+from patchflow.resolution_models import SuperResolver
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
@@ -31,6 +38,8 @@ SHORT_SECONDS = 90.0
 # without smoothing 28.22 dB, with .01 28.21, with .02 28.27; 8 x 8 with .02 28.31.
 SIZE, SMOOTHING = 8, 0.02
 
+# Side length of the crops that networks of super-resolution learn from.
+CROP = 48
 # Noise level of the network of pnp-pnn: to be tuned together with its weight.
 PNN_LEVEL = 10 / 255
 
@@ -43,7 +52,7 @@ class Lesson(NamedTuple):
     Attributes:
         images: The training images.
         validation: The validation images.
-        seconds: Training time of patchNR and of the denoisers.
+        seconds: Training time of patchNR and of the networks.
     """
 
     images: Images
@@ -112,6 +121,54 @@ def _denoiser(lesson: Lesson, denoiser: Denoiser) -> nn.Module:
     return denoiser
 
 
+def _acnn(lesson: Lesson) -> nn.Module:
+    """The supervised network of the table of super-resolution, learned for the time of the lesson."""
+    operator, std = _resolution(lesson)
+    degrade = LowResolution(operator.kernel, operator.stride, std)
+    model = acnn(scale=operator.stride, noise=std).trained_for(operator.kernel)
+    record = learn_pairs(
+        model,
+        lesson.images,
+        lesson.validation,
+        pairs=degrade,
+        crop=degrade.side(CROP),
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return model
+
+
+def _unpaired(
+    lesson: Lesson, make: Callable[..., SuperResolver], learn: Callable[..., Fit]
+) -> nn.Module:
+    """A model of the same problem that learns from simulated measurements of the training images, without pairs."""
+    operator, std = _resolution(lesson)
+    degrade = LowResolution(operator.kernel, operator.stride, std)
+    model = make(scale=operator.stride, noise=std).trained_for(operator.kernel)
+    record = learn(
+        model,
+        [degrade(image)[1] for image in lesson.images],
+        lesson.validation,
+        prior=learn_wpp(lesson.images, scales=2),
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return model
+
+
+def _resolution(lesson: Lesson) -> tuple[Blur, float]:
+    """The operator and the noise of the table of super-resolution, for its training image."""
+    problem = PROBLEMS["patchnr-superresolution"][0]
+    height, width = lesson.images[0].shape[2:]
+    operator = problem.operator(Path(), (height, width))
+    assert lowers_resolution(operator)
+    return operator, problem.std
+
+
 TEACHERS: dict[str, Teacher] = {
     "epll": _epll,
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2),
@@ -121,6 +178,9 @@ TEACHERS: dict[str, Teacher] = {
     "patchnr": learn_patchnr,
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
     "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
+    "acnn": _acnn,
+    "wpp-net": lambda lesson: _unpaired(lesson, wpp_net, learn_wpp_net),
+    "wpp-flow": lambda lesson: _unpaired(lesson, wpp_flow, learn_wpp_flow),
 }
 
 
@@ -129,7 +189,7 @@ class Library:
 
     Args:
         folder: Where models are kept: read if they are there, else written; None for nowhere.
-        seconds: Training time of patchNR and of the denoisers.
+        seconds: Training time of patchNR and of the networks.
         seed: Seed of the trainings.
         teachers: How each method learns; methods that are not there need no prior.
 

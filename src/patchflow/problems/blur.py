@@ -229,6 +229,7 @@ def downsample(
     kernel_size: int = 16,
     std: float | int | None = None,
     boundary: Literal["circular", "valid"] = "circular",
+    kernel: Float[Tensor, "rows columns"] | None = None,
 ) -> Blur:
     """The paper's super-resolution operators: a Gaussian blur, kept at every ``stride``-th pixel.
 
@@ -241,6 +242,7 @@ def downsample(
         kernel_size: Side length of the kernel.
         std: Standard deviation of the Gaussian, in pixels; half the stride by default, as in the paper.
         boundary: See above.
+        kernel: A kernel in place of the Gaussian.
 
     Raises:
         InputError: If the shape is not divisible by the stride, or the kernel does not fit.
@@ -249,7 +251,8 @@ def downsample(
         raise InputError(
             f"An image of {shape[0]} x {shape[1]} pixels is not divisible by the scale {stride}; crop it."
         )
-    kernel = gaussian_kernel(kernel_size, stride / 2 if std is None else std)
+    if kernel is None:
+        kernel = gaussian_kernel(kernel_size, stride / 2 if std is None else std)
     return Blur(
         kernel,
         shape,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,7 +32,7 @@ from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
 from patchflow.fit import fit
 from patchflow.networks.zssr import ResidualConvolutions
-from patchflow.numerics.dihedral import DIHEDRAL, Symmetry, symmetries
+from patchflow.numerics.dihedral import DIHEDRAL, self_ensemble, symmetries
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.resolution import check_low_resolution
@@ -230,27 +229,6 @@ def is_flat(losses: list[float]) -> bool:
     """Whether a line through the losses does not fall by more than its uncertainty / 1.5 (the published rule)."""
     (slope, _), covariance = np.polyfit(np.arange(len(losses)), losses, 1, cov=True)
     return bool(-_SLOPE_RATIO * slope < math.sqrt(covariance[0, 0]))
-
-
-@torch.no_grad()
-def self_ensemble(
-    network: Callable[[Tensor], Tensor],
-    image: Float[Tensor, "batch channels height width"],
-    turns: Sequence[Symmetry] = DIHEDRAL,
-) -> Float[Tensor, "batch channels height width"]:
-    """The mean over turns and reflections, each undone after the network.
-
-    Published is the median in place of the mean.
-
-    Args:
-        network: Any map of images that keeps their size.
-        image: What it is applied to.
-        turns: The symmetries; all eight by default.
-    """
-    total = torch.zeros_like(image)
-    for g in turns:
-        total += g.undo(network(g(image)))
-    return total / len(turns)
 
 
 @torch.no_grad()
