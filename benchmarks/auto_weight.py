@@ -41,7 +41,7 @@ rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 def compare(problem, name):
     path = image_problems.validation_path(arguments.data, problem.material)
     case = problem.case(arguments.data, path, 0, side=arguments.side)
-    prior = image_tables.learned(name, problem.material, library, arguments.data)
+    prior = image_tables.learned(name, problem, library, arguments.data)
     method, operator = METHODS[name], case.likelihood.operator
     found = {}
 

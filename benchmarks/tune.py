@@ -42,7 +42,7 @@ results = json.loads(arguments.json.read_text()) if arguments.json.exists() else
 
 
 def search(problem, case, method):
-    prior = image_tables.learned(method, problem.material, library, arguments.data)
+    prior = image_tables.learned(method, problem, library, arguments.data)
     chosen = by_name(method)
     tried = {}
 

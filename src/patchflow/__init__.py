@@ -74,6 +74,7 @@ from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.learn_reference import learn_wpp as learn_wpp
+from patchflow.learn_single_image import learn_single_image as learn_single_image
 from patchflow.learn_wpp_flow import learn_wpp_flow as learn_wpp_flow
 from patchflow.learn_wpp_net import learn_wpp_net as learn_wpp_net
 from patchflow.metrics import LPIPS as LPIPS

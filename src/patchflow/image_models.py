@@ -35,17 +35,24 @@ class SingleImage(nn.Module):
         """The mean of the members' reconstructions; see :meth:`UnrolledNetwork.forward`."""
         return torch.stack([member(y, operator) for member in self.members]).mean(0)
 
-    def check(self, likelihood: Likelihood, y: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
+        """Refuse images of other channels than the networks were made for.
+
+        Raises:
+            InputError: As said.
+        """
+        if x.shape[1] != self.channels:
+            raise InputError(
+                f"The image has {x.shape[1]} channels but the network was trained for {self.channels}; convert the "
+                "image or train another."
+            )
+
+    def check_measurement(self, likelihood: Likelihood) -> None:
         """Refuse a measurement that the networks were not trained for.
 
         Raises:
             InputError: As said.
         """
-        if y.shape[1] != self.channels:
-            raise InputError(
-                f"The measurement has {y.shape[1]} channels but the network was trained for {self.channels}; convert "
-                "the measurement or train another."
-            )
         given = signature(likelihood)
         wrong = differs(given, self.measurement)
         if wrong:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from patchflow.errors import InputError
+from patchflow.image_models import SingleImage
 from patchflow.networks.denoiser import Denoiser
 from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.priors.multiscale import MultiscalePrior
@@ -25,6 +26,7 @@ from patchflow.reconstruct import (
     epll,
     generalized_variation,
     plug_and_play,
+    single_image,
     total_variation,
     variational,
     wasserstein_patch,
@@ -181,6 +183,11 @@ def _dpir(task: Task) -> Solution:
     return solver(plug_and_play.dpir, prior=Denoiser, followed=False, settings=settings)(task)
 
 
+def _single_image(task: Task) -> Solution:
+    assert isinstance(task.prior, SingleImage)
+    return single_image.reconstruct(task.likelihood, task.prior, task.y)
+
+
 def _super_resolver(solve: Callable[..., Solution]) -> Callable[[Task], Solution]:
     def run(task: Task) -> Solution:
         assert isinstance(task.prior, SuperResolver)
@@ -257,6 +264,7 @@ METHODS = {
             _patchnr_weight,
             ("patch_nr",),
         ),
+        Method("single-image", _single_image, lambda likelihood, prior: 1.0, ("single_image",)),
         *(
             Method(
                 name,
@@ -274,7 +282,7 @@ METHODS = {
     )
 }
 # Methods that have no weight, or had it in their training.
-WEIGHTLESS = ("acnn", "wpp-net", "wpp-flow")
+WEIGHTLESS = ("single-image", "acnn", "wpp-net", "wpp-flow")
 # Rows of tables that are a method with another model.
 _VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
 

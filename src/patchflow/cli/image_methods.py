@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from patchflow import models
 from patchflow.cli.notes import choose
 from patchflow.errors import InputError
+from patchflow.image_models import SingleImage
 from patchflow.methods import METHODS, WEIGHTLESS, Task
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers.presets import PRESETS
@@ -32,12 +33,13 @@ ImageMethod = Literal[
     "dip-tv",
     "dpir",
     "pnp-pnn",
+    "single-image",
     "acnn",
     "wpp-net",
     "wpp-flow",
 ]
 # What a model file of a method holds.
-Prior = PatchPrior | MultiscalePrior | Denoiser | SuperResolver
+Prior = PatchPrior | MultiscalePrior | Denoiser | SingleImage | SuperResolver
 Follow = Callable[[int, Tensor, float], Mapping[str, str]]
 # Methods of splitting, whose record is no energy: what it is, and its axis.
 SPLITTING = {

@@ -23,6 +23,7 @@ from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_denoisers import train_denoiser, train_pnn
 from patchflow.cli.train_resolution import train_acnn
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
+from patchflow.cli.train_single_image import train_single_image
 from patchflow.cli.train_unpaired import train_wpp_flow, train_wpp_net
 from patchflow.cli.zero_shot import zero_shot
 from patchflow.errors import InputError, NumericalError
@@ -54,6 +55,11 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         train_wpp_flow,
         "images",
         "learn samples of super-resolved images from measurements and a reference image",
+    ),
+    ("train", "single-image"): (
+        train_single_image,
+        "images",
+        "learn a reconstructor for one measurement from a few images",
     ),
     ("train", "conditional-snf"): (
         train_conditional_snf,

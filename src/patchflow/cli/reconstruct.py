@@ -92,11 +92,12 @@ def reconstruct(
         method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
             variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
             play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), pnp-pnn
-            (with a proximal network, convergent), acnn or wpp-net (networks trained for this super-resolution, with
-            pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
-            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp (filtered backprojection).
-        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, acnn, wpp-net or
-            wpp-flow, whichever the method needs; for dpir also published weights of a DnCNN (.safetensors).
+            (with a proximal network, convergent), single-image (a network trained for this measurement), acnn or
+            wpp-net (the same for super-resolution, from pairs or without), wpp-flow (the mean of samples, whose
+            standard deviation the report shows); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp
+            (filtered backprojection).
+        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, single-image, acnn,
+            wpp-net or wpp-flow, whichever the method needs; for dpir also published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.

@@ -6,6 +6,7 @@ Every method gets the same measurements and the same start. Its one weight is th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,13 +25,24 @@ from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import Images, Library
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Shape
 from patchflow.records import Record
 from patchflow.table import IMAGE_METRICS
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
     *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
-    *("pnp-pnn", "dpir", "acnn", "wpp-net", "wpp-flow", "patchnr-90s", "patchnr", "dip-tv"),
+    *(
+        "pnp-pnn",
+        "dpir",
+        "acnn",
+        "wpp-net",
+        "wpp-flow",
+        "single-image",
+        "patchnr-90s",
+        "patchnr",
+        "dip-tv",
+    ),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
@@ -91,9 +103,9 @@ def run(
     first = problems.reported_paths(data, groups[0].material, 1)[0]
     repeats = [groups[0].case(data, first, seed + 1000 + k) for k in range(NOISE_SEEDS)]
     for method in ordered:  # all that is learned, before the clocks run
-        if any(_solves(method, case) for case in cases):
-            for material in {problem.material for problem in groups}:
-                learned(method, material, library, data)
+        for problem in groups:
+            if any(_solves(method, case) for case in cases if case.group == problem.group):
+                learned(method, problem, library, data)
 
     def measure(case: Case, x: Tensor) -> Mapping[str, float]:
         region = by_group[case.group].region
@@ -130,14 +142,24 @@ def run(
     return Outcome(table, outcome.records, first_pictures(outcome, cases, ordered, regions))
 
 
-def learned(method: str, material: str, library: Library, data: Path) -> nn.Module | None:
-    """The prior of a method for a material, or None if it needs none."""
+def learned(method: str, problem: ImageProblem, library: Library, data: Path) -> nn.Module | None:
+    """The prior or the network of a method for a problem, or None if it needs none."""
 
     def pupils() -> tuple[Images, Images]:
-        image = problems.training_image(data, material)
-        return [image], [read_image(problems.validation_path(data, material), grey=True)]
+        image = problems.training_image(data, problem.material)
+        return [image], [read_image(problems.validation_path(data, problem.material), grey=True)]
 
-    return library.prior(method, material, pupils)
+    def law(shape: Shape) -> GaussianLikelihood:
+        return GaussianLikelihood(problem.operator(data, shape), problem.std)
+
+    # A prior serves all problems of a material, a network the one that it was trained for.
+    trained = method == "single-image" and problem.group
+    name = f"{problem.material}-{_slug(problem.group)}" if trained else problem.material
+    return library.prior(method, name, pupils, law)
+
+
+def _slug(group: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")
 
 
 def _solver(
@@ -148,7 +170,7 @@ def _solver(
 
     def solve(case: Case) -> Tensor:
         problem = by_group[case.group]
-        prior = learned(method, problem.material, library, data)
+        prior = learned(method, problem, library, data)
         chosen = by_name(method)
         likelihood = _gaussian(case)
         weight = _tuned(name, problem.group, method)

@@ -18,16 +18,20 @@ from patchflow.learn_denoiser import learn_denoiser
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_pairs import learn_pairs
 from patchflow.learn_reference import learn_wpp
+from patchflow.learn_single_image import Problem, learn_single_image
 from patchflow.learn_wpp_flow import learn_wpp_flow
 from patchflow.learn_wpp_net import learn_wpp_net
 from patchflow.methods import by_name
-from patchflow.models import acnn, drunet, patch_nr, pnn, wpp_flow, wpp_net
+from patchflow.models import acnn, drunet, patch_nr, pnn, single_image, wpp_flow, wpp_net
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
-from patchflow.papers.image_problems import PROBLEMS
 from patchflow.priors.expectation_maximization import MixtureFit
 from patchflow.problems.blur import Blur
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import LinearOperator
 from patchflow.problems.resolution import LowResolution, lowers_resolution
+from patchflow.problems.sampling import Mask
+from patchflow.problems.signature import signature
 from patchflow.resolution_models import SuperResolver
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
@@ -38,6 +42,8 @@ SHORT_SECONDS = 90.0
 # without smoothing 28.22 dB, with .01 28.21, with .02 28.27; 8 x 8 with .02 28.31.
 SIZE, SMOOTHING = 8, 0.02
 
+# Side length of the windows of single-image.
+WINDOW = 192
 # Side length of the crops that networks of super-resolution learn from.
 CROP = 48
 # Noise level of the network of pnp-pnn: to be tuned together with its weight.
@@ -53,11 +59,13 @@ class Lesson(NamedTuple):
         images: The training images.
         validation: The validation images.
         seconds: Training time of patchNR and of the networks.
+        law: The law of the measurement of images of a shape, for networks that are trained for it.
     """
 
     images: Images
     validation: Images
     seconds: float
+    law: Problem | None = None
 
 
 Teacher = Callable[[Lesson], nn.Module]
@@ -161,12 +169,41 @@ def _unpaired(
 
 
 def _resolution(lesson: Lesson) -> tuple[Blur, float]:
-    """The operator and the noise of the table of super-resolution, for its training image."""
-    problem = PROBLEMS["patchnr-superresolution"][0]
+    """The operator of super-resolution and the noise, for the training image."""
     height, width = lesson.images[0].shape[2:]
-    operator = problem.operator(Path(), (height, width))
-    assert lowers_resolution(operator)
-    return operator, problem.std
+    assert lesson.law is not None
+    likelihood = lesson.law((height, width))
+    assert isinstance(likelihood, GaussianLikelihood)
+    assert lowers_resolution(likelihood.operator)
+    return likelihood.operator, likelihood.std
+
+
+def _single_image(lesson: Lesson) -> nn.Module:
+    """A network for the problem of a table, learned for the time of the lesson."""
+    assert lesson.law is not None
+    height, width = lesson.images[0].shape[2:]
+    whole = lesson.law((height, width)).operator
+    assert isinstance(whole, LinearOperator)
+    masked = isinstance(whole, Mask)
+    shape = (height, width) if masked else (WINDOW, WINDOW)
+    model = single_image(
+        measurement=signature(lesson.law(shape)),
+        cell=whole.stride if lowers_resolution(whole) else 2,
+    )
+    record = learn_single_image(
+        model,
+        lesson.images,
+        lesson.law,
+        lesson.validation,
+        window=shape,
+        wrap=masked,
+        batch=1 if masked else 8,
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return model
 
 
 TEACHERS: dict[str, Teacher] = {
@@ -178,6 +215,7 @@ TEACHERS: dict[str, Teacher] = {
     "patchnr": learn_patchnr,
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
     "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
+    "single-image": _single_image,
     "acnn": _acnn,
     "wpp-net": lambda lesson: _unpaired(lesson, wpp_net, learn_wpp_net),
     "wpp-flow": lambda lesson: _unpaired(lesson, wpp_flow, learn_wpp_flow),
@@ -212,7 +250,11 @@ class Library:
         self.trainings: dict[str, float] = {}
 
     def prior(
-        self, method: str, material: str, pupils: Callable[[], tuple[Images, Images]]
+        self,
+        method: str,
+        material: str,
+        pupils: Callable[[], tuple[Images, Images]],
+        law: Problem | None = None,
     ) -> nn.Module | None:
         """The prior of a method for a material, or None if it needs none.
 
@@ -220,6 +262,7 @@ class Library:
             method: The method.
             material: The name of the material.
             pupils: Reads the images to learn from and those to validate on, if they are needed.
+            law: The measurement, for networks that are trained for it; the material's name must tell it, too.
 
         Raises:
             InputError: If a file holds another model.
@@ -234,7 +277,7 @@ class Library:
             else:
                 torch.manual_seed(self.seed)
                 begun = time.perf_counter()
-                lesson = Lesson(*pupils(), self.seconds)
+                lesson = Lesson(*pupils(), self.seconds, law)
                 prior = self.teachers[method](lesson)
                 self.trainings[key] = time.perf_counter() - begun
                 self.priors[key] = prior

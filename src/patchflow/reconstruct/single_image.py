@@ -39,7 +39,8 @@ def reconstruct(
     Raises:
         InputError: If the network was trained for another measurement.
     """
-    model.check(likelihood, y)
+    model.check(y)
+    model.check_measurement(likelihood)
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
     found = model(y, operator)
