@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from patchflow import models
+from patchflow.cli import main
 from patchflow.errors import InputError
 from patchflow.image_models import SingleImage, single_image
+from patchflow.io.images import write_image
 from patchflow.learn_single_image import ReconstructionLoss, learn_single_image
 from patchflow.networks.unrolled import UnrolledNetwork
 from patchflow.numerics.dihedral import DIHEDRAL
@@ -162,7 +164,7 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
         members=2,
     )
     record = learn_single_image(
-        model, [image], problem, window=(24, 24), holdout=0.5, batch=3, steps=40, lr=1e-2
+        model, [image], problem=problem, window=(24, 24), holdout=0.5, batch=3, steps=40, lr=1e-2
     )
     assert record.steps == 40
     y = likelihood.simulate(other)
@@ -196,10 +198,36 @@ def test_bad_images_are_refused() -> None:
         (torch.rand(1, 1, 40, 64), "too small|windows"),
     ):
         with pytest.raises(InputError, match=told):
-            learn_single_image(model, [image], problem, window=(48, 48), steps=1)
+            learn_single_image(model, [image], problem=problem, window=(48, 48), steps=1)
     with pytest.raises(InputError, match="0 steps"):
-        learn_single_image(model, [torch.rand(1, 1, 64, 64)], problem, steps=0)
+        learn_single_image(model, [torch.rand(1, 1, 64, 64)], problem=problem, steps=0)
     with pytest.raises(InputError, match="2 stages"):
         UnrolledNetwork(stages=2)
     with pytest.raises(InputError, match="members"):
         single_image(measurement={}, members=0)
+
+
+def test_the_command_line_trains_and_uses_it(as_users_do, capsys) -> None:
+    for name, seed in (("train", 0), ("other", 1)):
+        write_image(f"{name}.tif", texture(64, seed))
+    flags = ["--problem=super-resolution", "--scale=2", "--noise=0.01", "--threads=1"]
+    small = ["--width=8", "--blocks=1", "--window=24", "--holdout=0.4", "--steps=30", "--lr=0.01"]
+    run = ["train", "single-image", "train.tif", *flags, *small, "--output=s.safetensors"]
+    assert main(run) == 0
+    assert "dB on the validation windows after 30 steps" in capsys.readouterr().out
+    assert main(["simulate", "other.tif", *flags[:3], "--output=y.tif"]) == 0
+    run = ["reconstruct", "y.tif", "--method=single-image", "--prior=s.safetensors"]
+    assert main([*run, *flags, "--output=x.tif", "--truth=other.tif", "--report=page"]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    for arguments, told in (
+        ([*run, flags[0], flags[1], "--noise=0.02"], "trained for noise 0.01, not 0.02"),
+        ([*run, *flags, "--weight=2"], "--weight 2.0 says nothing about the method single-image"),
+        (
+            ["train", "single-image", "train.tif", *flags, "--window=25"],
+            "not divisible by the scale 2",
+        ),
+        (["train", "single-image", "train.tif", "--problem=ct"], "use train fbp-unet"),
+        (["train", "single-image", "train.tif", *flags, "--stages=0"], "0 stages"),
+    ):
+        assert main(arguments) == 2
+        assert told in capsys.readouterr().err

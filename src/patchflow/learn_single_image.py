@@ -61,9 +61,9 @@ class ReconstructionLoss(Energy):
 def learn_single_image(
     model: SingleImage,
     images: Sequence[Tensor],
-    problem: Problem,
     validation: Sequence[Tensor] = (),
     *,
+    problem: Problem,
     holdout: float = 0.1,
     window: Shape = (192, 192),
     dihedral: bool = True,
@@ -86,8 +86,8 @@ def learn_single_image(
     Args:
         model: The reconstructor, trained in place; it keeps what it was trained for.
         images: Training images, each (1, channels, height, width); sizes may differ.
-        problem: The law of the measurement for a height and a width.
         validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
+        problem: The law of the measurement for a height and a width.
         holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
         window: Height and width of the training windows: of the whole image for operators that are made for one size.
         dihedral: Turn and mirror the windows at random.

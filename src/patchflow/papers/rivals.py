@@ -193,8 +193,8 @@ def _single_image(lesson: Lesson) -> nn.Module:
     record = learn_single_image(
         model,
         lesson.images,
-        lesson.law,
         lesson.validation,
+        problem=lesson.law,
         window=shape,
         wrap=masked,
         batch=1 if masked else 8,
