@@ -38,9 +38,9 @@ parser.add_argument("--data", required=True, type=Path)
 parser.add_argument(
     "--images", nargs="*", default=[*PHOTOGRAPHS, "test_005", "test_123", "test_321"]
 )
-parser.add_argument("--methods", nargs="*", default=["tv", "zssr", "patchnr", "dip-tv"])
+parser.add_argument("--methods", nargs="*", default=["tv", "zssr", "dual-sr", "patchnr", "dip-tv"])
 parser.add_argument("--factors", nargs="*", type=float, default=[0.5, 0.71, 1.0, 1.41, 2.0])
-parser.add_argument("--seconds", type=float, help="time in which patchnr and zssr learn")
+parser.add_argument("--seconds", type=float, help="time in which patchnr, zssr and dual-sr learn")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/zero-shot-tuning.json"))
 arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def figures(case, x):
 
 def weights(method, likelihood):
     """The weights to try; of a method without any, one attempt."""
-    if method in ("bicubic", "zssr"):
+    if method in ("bicubic", "zssr", "dual-sr"):
         return [None]
     default = zero_shot.WEIGHT if method == "patchnr" else WEIGHTS[table.NAME, ""].get(method)
     if default is None:

@@ -207,8 +207,8 @@ def net():
             "3 channels, the prior was made for 1",
         ),
         (
-            lambda: pf.learn_wpp_net(net(), [waves()], prior=prior_of(waves()), crop=3),
-            "3 measured pixels are smaller than the kernel of 6",
+            lambda: pf.learn_wpp_net(net(), [waves()], prior=prior_of(waves()), crop=2),
+            "2 measured pixels are smaller than the kernel of 6",
         ),
         (
             lambda: pf.learn_wpp_net(net(), [waves()], prior=prior_of(waves(), scales=3), crop=6),
@@ -229,7 +229,7 @@ def net():
         (lambda: MeasuredCrops(net(), [waves()], 0, 4, dihedral=True), "4 crops of 0 x 0"),
         (
             lambda: pf.learn_wpp_flow(net(), [waves()], prior=prior_of(waves())),
-            "A ACNN has no samples",
+            "The network is of type ACNN, which has no samples",
         ),
         (lambda: pf.wpp_flow(blocks=-1), "-1 blocks"),
         (lambda: ConvolutionalCoupling(1), "Got 1 channels"),

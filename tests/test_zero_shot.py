@@ -141,7 +141,7 @@ class TestCommandLine:
         flags = ["--scale=2", "--boundary=valid", "--noise=0.01", "--output=y.tif"]
         assert main(["simulate", "truth.png", "--problem=super-resolution", *flags]) == 0
 
-    @pytest.mark.parametrize("method", ["patchnr", "zssr"])
+    @pytest.mark.parametrize("method", ["patchnr", "zssr", "dual-sr"])
     def test_from_file_to_report(self, method, tiny, capsys):
         self.simulate()
         command = f"zero-shot y.tif --scale 2 --noise 0.01 --method {method} --seconds 0.3 -o x.tif"
@@ -163,6 +163,8 @@ class TestCommandLine:
             ("y.tif --scale=1", "The scale is 1"),
             ("y.tif --noise=-1", "The noise is -1.0 but must be positive"),
             ("y.tif --method=zssr --weight=1", "says nothing about the method zssr"),
+            ("y.tif --method=dual-sr --steps=1", "says nothing about the method dual-sr"),
+            ("y.tif --method=dual-sr --preset=paper", "not of dual-sr"),
             ("y.tif --truth=y.tif", "give the image that was measured"),
             ("y.tif --kernel_size=1", "at least as large as the scale 2"),
             ("flat.png", "flat.png"),
@@ -189,9 +191,9 @@ class TestCommandLine:
 @pytest.mark.usefixtures("single_precision")
 def test_methods_of_the_table_see_one_measurement(tiny, monkeypatch):
     monkeypatch.setattr(zero_shot, "STEPS", 2)
-    truth, likelihood = photograph(66, 58)
+    truth, likelihood = photograph(70, 66)
     case = table.Case("part", "", truth, likelihood, likelihood.simulate(truth))
-    for method in ("bicubic", "tv", "zssr", "patchnr"):
+    for method in ("bicubic", "tv", "zssr", "dual-sr", "patchnr"):
         x = table.solver(method, 0.2, 0)(case)
         assert x.shape == truth.shape
         assert x.isfinite().all()

@@ -69,6 +69,7 @@ from patchflow.io.posterior import write_posterior as write_posterior
 from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
 from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
+from patchflow.learn_fbp_unet import learn_fbp_unet as learn_fbp_unet
 from patchflow.learn_mixture import learn_epll as learn_epll
 from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
@@ -88,6 +89,7 @@ from patchflow.models import coupling_flow as coupling_flow
 from patchflow.models import dncnn as dncnn
 from patchflow.models import drunet as drunet
 from patchflow.models import epll as epll
+from patchflow.models import fbp_unet as fbp_unet
 from patchflow.models import load as load
 from patchflow.models import load_dncnn as load_dncnn
 from patchflow.models import local_ar as local_ar

@@ -82,7 +82,8 @@ def learn_wpp_flow(
     network = model.network
     if not isinstance(network, FlowNetwork):
         raise InputError(
-            f"A {type(network).__name__} has no samples; make the model with patchflow.wpp_flow."
+            f"The network is of type {type(network).__name__}, which has no samples; make the model with "
+            "patchflow.wpp_flow."
         )
     posterior = posterior_of(model, prior, [*measurements, *validation], weight=weight)
     if steps < 1:

@@ -28,6 +28,7 @@ from patchflow.patch_models import wpp as wpp
 from patchflow.resolution_models import acnn as acnn
 from patchflow.resolution_models import wpp_flow as wpp_flow
 from patchflow.resolution_models import wpp_net as wpp_net
+from patchflow.tomography_models import fbp_unet as fbp_unet
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,6 +42,7 @@ _MODELS = {
         dncnn,
         drunet,
         epll,
+        fbp_unet,
         local_ar,
         patch_nr,
         pnn,

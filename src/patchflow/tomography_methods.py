@@ -1,7 +1,7 @@
 """The reconstructions of computed tomography by name, each a function of sinogram, start, prior and setting.
 
-Methods that learned from images start at total variation: from filtered backprojection Adam takes thousands of steps to
-fill in directions that were not measured.
+Methods that descend a learned energy start at total variation: from filtered backprojection Adam takes thousands of
+steps to fill in directions that were not measured.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow import methods
-from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
 from patchflow.reconstruct import deep_image_prior
 from patchflow.solution import Solution
+from patchflow.tomography_models import FBPUNet
 
 # The scans that the weights were chosen on are LoDoPaB's.
 TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)
@@ -39,7 +39,7 @@ class Task(NamedTuple):
         likelihood: The law of the sinogram; its operator is a projector.
         y: The sinogram (1, 1, angles, bins).
         fbp: Filtered backprojection (1, 1, height, width), where methods without a prior start.
-        prior: The learned prior, for methods that need one.
+        prior: The learned prior or network, for methods that need one.
         callback: Called after each step, see :func:`patchflow.solve.minimize`; not by splitting methods.
         progress: Show a progress line.
     """
@@ -47,7 +47,7 @@ class Task(NamedTuple):
     likelihood: Likelihood
     y: Tensor
     fbp: Tensor
-    prior: Energy | None = None
+    prior: nn.Module | None = None
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None
     progress: bool = False
 
@@ -91,7 +91,7 @@ class TomographyMethod(NamedTuple):
         low_dose: The default setting where all directions were measured.
         limited: The one where 36 of 180 degrees are missing.
         takes: The :class:`Options` that concern it: weight, steps, lr, stride, solver.
-        learned: It needs a prior, and starts at total variation.
+        learned: It needs a prior; if it has steps, it starts at total variation.
     """
 
     name: str
@@ -102,6 +102,11 @@ class TomographyMethod(NamedTuple):
     limited: Setting
     takes: tuple[str, ...] = ()
     learned: bool = False
+
+    @property
+    def follows_tv(self) -> bool:
+        """It starts at total variation."""
+        return self.learned and "steps" in self.takes
 
     def setting(self, options: Options) -> Setting:
         """What the options say, and the default for the rest.
@@ -121,7 +126,7 @@ class TomographyMethod(NamedTuple):
 
     def run(self, task: Task, options: Options) -> Solution:
         """Reconstruct."""
-        if self.learned:
+        if self.follows_tv:
             weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
             steps = 150 if options.limited else 75
             first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
@@ -150,21 +155,30 @@ class TomographyMethod(NamedTuple):
             return f"{self.title}."
         weight, steps = self.setting(options)
         most = "" if "lr" in self.takes else "at most "
-        start = ", from total variation" if self.learned else ""
+        start = ", from total variation" if self.follows_tv else ""
         return f"{self.title}, weight {weight:.4g}, {most}{steps} steps{start}."
 
-    def check_prior(self, prior: Energy | None) -> None:
+    def check_prior(self, prior: nn.Module | None) -> None:
         """Refuse a missing prior, and that of another method.
 
         Raises:
             InputError: As said.
         """
         if self.learned:
-            methods.METHODS[self.name].check_prior(prior)
+            methods.METHODS.get(self.name, _FBP_UNET).check_prior(prior)
 
 
 def _fbp(task: methods.Task) -> Solution:
     return Solution(task.init, [], 0, True)
+
+
+def _fbp_unet(task: methods.Task) -> Solution:
+    assert isinstance(task.prior, FBPUNet)
+    return Solution(task.prior(task.y), [], 0, True)
+
+
+def _nothing(steps: int, options: Options) -> Mapping[str, Any]:
+    return {}
 
 
 def _splitting(steps: int, options: Options) -> Mapping[str, Any]:
@@ -185,20 +199,16 @@ def _patches(steps: int, options: Options) -> Mapping[str, Any]:
     return {"steps": steps, "lr": lr, "stride": options.stride, "method": options.solver}
 
 
+# There is none of images.
+_FBP_UNET = methods.Method("fbp-unet", _fbp_unet, lambda *_: 0.0, models=("fbp_unet",))
 # Of images EPLL splits, which needs the exact proximal map of the data term; of sinograms it descends.
 _VARIATIONAL = methods.METHODS["patchnr"].solve
+_FREE = Setting(0, 0)
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
 # Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on
 # three of them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
 _METHODS = (
-    TomographyMethod(
-        "fbp",
-        "filtered backprojection",
-        _fbp,
-        lambda steps, options: {},
-        low_dose=Setting(0, 0),
-        limited=Setting(0, 0),
-    ),
+    TomographyMethod("fbp", "filtered backprojection", _fbp, _nothing, _FREE, _FREE),
     TomographyMethod(
         "tv",
         "total variation",
@@ -264,6 +274,15 @@ _METHODS = (
         low_dose=Setting(0.38, 400),
         limited=Setting(0.19, 1000),
         takes=_PATCH_OPTIONS,
+        learned=True,
+    ),
+    TomographyMethod(
+        "fbp-unet",
+        "filtered backprojection corrected by a U-Net",
+        _FBP_UNET.solve,
+        _nothing,
+        _FREE,
+        _FREE,
         learned=True,
     ),
 )

@@ -69,10 +69,10 @@ def benchmark(
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
             local-ar, epll, pnp-pnn, dpir, patchnr-90s, patchnr, dip-tv; by default all but tikhonov, bm3d, pnp-pnn,
-            dpir, patchnr-90s and dip-tv. Of zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr, patchnr,
-            patchnr-paper (hours), dip-tv, by default bicubic, tv, zssr, patchnr, dip-tv. Of ct-low-dose and
-            ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr, by default all but
-            dip-tv; of sbibm: the tasks, all by default.
+            dpir, patchnr-90s and dip-tv. Of zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr, dual-sr,
+            patchnr, patchnr-paper (hours), dip-tv, by default bicubic, tv, zssr, patchnr, dip-tv. Of
+            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr,
+            fbp-unet, by default all but dip-tv; of sbibm: the tasks, all by default.
         images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution
             (zero-shot, too) and ct, two of the others.
         full: The published number of repetitions and training steps (hours).
@@ -83,8 +83,9 @@ def benchmark(
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
         figure: PNG file for a picture of the first image (tables of images and ct), by all methods that ran and
             enlarged; a table of several kinds of problems writes one for each, ct one for each kernel.
-        seconds: Training time of patchnr, dpir and pnp-pnn, 300 by default; patchnr-90s always learns for 90 seconds.
-            Of zero-shot-superresolution the time in which patchnr and zssr learn from each image, 120 by default.
+        seconds: Training time of patchnr, dpir, pnp-pnn and fbp-unet, 300 by default; patchnr-90s always learns for 90
+            seconds. Of zero-shot-superresolution the time in which patchnr, zssr and dual-sr learn from each image,
+            120 by default.
         seed: Seed of training and noise.
         threads: Number of threads; by default all cores.
     """

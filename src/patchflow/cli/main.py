@@ -21,6 +21,7 @@ from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_denoisers import train_denoiser, train_pnn
+from patchflow.cli.train_fbp_unet import train_fbp_unet
 from patchflow.cli.train_resolution import train_acnn
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
 from patchflow.cli.train_single_image import train_single_image
@@ -45,6 +46,11 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         "learn a denoiser of many noise levels, for plug and play",
     ),
     ("train", "pnn"): (train_pnn, "images", "learn a proximal network, for plug and play"),
+    ("train", "fbp-unet"): (
+        train_fbp_unet,
+        "images",
+        "learn a U-Net that corrects filtered backprojections of one scan",
+    ),
     ("train", "acnn"): (train_acnn, "images", "learn super-resolution from simulated pairs"),
     ("train", "wpp-net"): (
         train_wpp_net,

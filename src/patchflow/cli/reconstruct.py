@@ -49,7 +49,7 @@ def reconstruct(
     *,
     problem: str,
     output: str | None = None,
-    method: ImageMethod | Literal["fbp"] = "patchnr",
+    method: ImageMethod | Literal["fbp", "fbp-unet"] = "patchnr",
     prior: str | None = None,
     angles: int | None = None,
     photons: float | None = None,
@@ -94,10 +94,11 @@ def reconstruct(
             play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), pnp-pnn
             (with a proximal network, convergent), single-image (a network trained for this measurement), acnn or
             wpp-net (the same for super-resolution, from pairs or without), wpp-flow (the mean of samples, whose
-            standard deviation the report shows); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, or fbp
-            (filtered backprojection).
+            standard deviation the report shows); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered
+            backprojection) or fbp-unet (corrected by a network that was trained for this scan).
         prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, single-image, acnn,
-            wpp-net or wpp-flow, whichever the method needs; for dpir also published weights of a DnCNN (.safetensors).
+            wpp-net, wpp-flow or fbp-unet, whichever the method needs; for dpir also published weights of a DnCNN
+            (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +11,14 @@ from tqdm import tqdm
 from patchflow.cli.config import write_config
 from patchflow.cli.options import check_output, check_stack, start, value_range
 from patchflow.cli.problems import Settings, refuse_foreign_flags
-from patchflow.cli.scan import ScanFlags, kept_angles, midpoints
-from patchflow.cli.slices import SLACK, Slices, Units, check_grey, read_slices
+from patchflow.cli.scan import ScanFlags
+from patchflow.cli.scanner import check_angles_flag, scanner_of
+from patchflow.cli.slices import SLACK, Units, read_slices
 from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
 from patchflow.io.sinogram import Sinogram, write_sinogram
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.problems.attenuation import MU_MAX
-from patchflow.problems.tomography import ParallelBeam
-
-# Pixels of the finer grid per pixel of the image, at least.
-_FINER = 2
 
 
 def simulate(
@@ -107,30 +103,11 @@ def _simulate_ct(
 ) -> None:
     target = Path("sinogram.h5" if output is None else output)
     check_output(target, (".h5", ".hdf5"))
-    if flags.angles is None:
-        raise InputError("ct needs --angles, the number of angles over half a turn, such as 1000.")
-    directions = midpoints(flags.angles)
-    if flags.limited is not None:
-        directions = directions[kept_angles(directions, flags.limited)]
+    check_angles_flag(flags)
     start(seed, None)
     found = read_slices(images, units=units, dataset=flags.dataset, dither=True, slack=SLACK)
-    size = _size(found)
-    view = _field_of_view(images, found, size, flags.field_of_view)
-    photons = lodopab.PHOTONS if flags.photons is None else flags.photons
-    bins = 2 * math.ceil(size / math.sqrt(2)) + 1 if bins is None else bins
-    fine = max(lodopab.FINE, _FINER * size) if fine is None else fine
-    if fine <= size:
-        raise InputError(
-            f"--fine is {fine} but the image has {size} pixels along a side; the measured grid must be finer than that "
-            "of the reconstruction, which would otherwise be too easy."
-        )
-    operator = ParallelBeam(
-        (fine, fine),
-        directions,
-        bins,
-        pixel=view / fine,
-        spacing=math.sqrt(2) * view / bins,
-    )
+    scanner = scanner_of(found, images, flags, bins, fine)
+    size, operator, photons = scanner.size, scanner.fine, scanner.photons
     if found.note:
         print(found.note)
     print(f"Measured on a finer grid: {operator.describe()}.")
@@ -144,7 +121,7 @@ def _simulate_ct(
             torch.cat(y),
             angles=operator.angles,
             detector_spacing=operator.spacing,
-            pixel_spacing=view / size,
+            pixel_spacing=scanner.view / size,
             image_shape=(size, size),
             photons=photons,
             attenuation_scale=MU_MAX,
@@ -153,40 +130,6 @@ def _simulate_ct(
     )
     write_config(target.with_suffix(".yaml"), "simulate", settings)
     print(
-        f"{target}: {len(y)} slice(s) of {size} x {size} pixels on {view:.4g} m, {len(directions)} angles x {bins} "
-        f"bins, {photons:g} photons."
+        f"{target}: {len(y)} slice(s) of {size} x {size} pixels on {scanner.view:.4g} m, {len(operator.angles)} angles "
+        f"x {operator.range_shape[1]} bins, {photons:g} photons."
     )
-
-
-def _size(found: Slices) -> int:
-    check_grey(found)
-    first = found.images[0]
-    for image, name in zip(found.images, found.names, strict=True):
-        height, width = image.shape[2:]
-        if height != width or image.shape != first.shape:
-            raise InputError(
-                f"{name} has {height} x {width} pixels but square slices of one size are needed (the first has "
-                f"{first.shape[2]} x {first.shape[3]}); crop or pad it."
-            )
-    return first.shape[2]
-
-
-def _field_of_view(images: list[str], found: Slices, size: int, flag: float | None) -> float:
-    if found.series is None:
-        if flag is None:
-            raise InputError(
-                f"{images[0]} does not say how large the image is; give --field-of-view, its side in metres."
-            )
-        return flag
-    down, across = found.series.spacing
-    if not math.isclose(down, across, rel_tol=1e-3):
-        raise InputError(
-            f"{images[0]} has pixels of {down:g} x {across:g} mm but square ones are needed; resample it."
-        )
-    view = down * size / 1000
-    if flag is not None and not math.isclose(flag, view, rel_tol=1e-3):
-        raise InputError(
-            f"{images[0]} has {size} pixels of {down:g} mm, together {view:g} m, but --field-of-view is {flag:g}; "
-            "leave the flag out."
-        )
-    return view

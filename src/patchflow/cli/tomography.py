@@ -55,7 +55,7 @@ def reconstruct_ct(
     scan = read_scan(measurement, flags)
     template = None if choices.template is None else _read_template(choices.template, scan)
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
-    prior = choices.load(scan.operator.domain_shape)
+    prior = choices.load(scan)
     if choices.report is not None:
         output_folder(choices.report)
     for note in scan.notes:

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow import models
 from patchflow.cli.notes import choose
 from patchflow.cli.scan import Scan
 from patchflow.cli.slices import Units
-from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.solution import Solution
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
+from patchflow.tomography_models import FBPUNet
 
+# What a model file of a method holds.
+Learned = PatchPrior | MultiscalePrior | FBPUNet
 # With fewer degrees some directions are missing.
 _FULL = 170.0
 
@@ -111,21 +113,24 @@ class Choices:
             photons=scan.photons,
         )
 
-    def load(self, shape: tuple[int, int]) -> PatchPrior | MultiscalePrior | None:
+    def load(self, scan: Scan) -> Learned | None:
         """Read the model that the method needs.
 
         Args:
-            shape: Height and width of the slices.
+            scan: The measurement.
 
         Raises:
-            InputError: If it is that of another method, or of other images.
+            InputError: If it is that of another method, of other images, or of another scan.
         """
         if not self.chosen.learned or self.prior is None:
             return None
-        prior = models.load(self.prior, Energy)
+        prior = models.load(self.prior, nn.Module)
         self.chosen.check_prior(prior)
-        assert isinstance(prior, PatchPrior | MultiscalePrior)
-        prior.check(torch.zeros(1, 1, *shape))
+        assert isinstance(prior, Learned)
+        if isinstance(prior, FBPUNet):
+            prior.check(scan.operator, scan.photons)
+        else:
+            prior.check(torch.zeros(1, 1, *scan.operator.domain_shape))
         return prior
 
 
@@ -149,15 +154,16 @@ class SliceSolver:
 
     Attributes:
         weight: The weight; a default as long as it is not chosen.
-        notes: What there is to say about its choice.
+        notes: What there is to say about its choice, or about the model.
     """
 
-    def __init__(
-        self, scan: Scan, prior: PatchPrior | MultiscalePrior | None, choices: Choices
-    ) -> None:
+    def __init__(self, scan: Scan, prior: Learned | None, choices: Choices) -> None:
         self.scan, self.prior, self.choices = scan, prior, choices
         self.method, self.options = choices.chosen, choices.options(scan)
         self.notes: list[str] = []
+        if isinstance(prior, FBPUNet):
+            warning = prior.check(scan.operator, scan.photons)
+            self.notes += [warning] if warning else []
         self._waits = choices.weight == "auto"
         # Published with this prior; :meth:`Choices.load` has checked that it is one of patches.
         self._published = choices.preset == "paper" and isinstance(prior, PatchPrior)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchflow import models
 from patchflow.cli.config import command_line, write_config
 from patchflow.cli.options import check_output, start, value_range
-from patchflow.cli.slices import read_slices
+from patchflow.cli.slices import Slices, read_slices
 from patchflow.errors import InputError, NumericalError
 from patchflow.fit import Fit
 from patchflow.io.images import check_varies
@@ -28,13 +28,13 @@ class Training:
     Attributes:
         command: Its name, as ``train patch-nr``.
         settings: Its flags.
-        images: The images to learn from.
+        found: The images to learn from, and what their files say of them.
         held: Those to validate on; none to hold out parts of the training images.
     """
 
     command: str
     settings: Mapping[str, Any]
-    images: list[Tensor]
+    found: Slices
     held: list[Tensor]
 
     @classmethod
@@ -53,8 +53,13 @@ class Training:
             )
         start(settings["seed"], settings["threads"])
         validation = settings.get("validation")
-        held = [] if validation is None else _read([validation], settings)
+        held = [] if validation is None else _read([validation], settings).images
         return cls(command, settings, _read(settings["images"], settings), held)
+
+    @property
+    def images(self) -> list[Tensor]:
+        """The images to learn from."""
+        return self.found.images
 
     @property
     def target(self) -> Path:
@@ -138,17 +143,17 @@ def _state(target: Path) -> Path:
     return target.with_suffix(".state.safetensors")
 
 
-def _read(files: list[str], settings: Mapping[str, Any]) -> list[Tensor]:
+def _read(files: list[str], settings: Mapping[str, Any]) -> Slices:
     found = read_slices(
         files,
         units=settings["units"],
         dataset=settings["dataset"],
         dither=True,
-        value_range=value_range(settings["range"]),
-        grey=settings["grey"],
+        value_range=value_range(settings.get("range")),
+        grey=settings.get("grey", False),
     )
     for name, image in zip(found.names, found.images, strict=True):
         check_varies(image, name)
     if found.note:
         print(found.note)
-    return found.images
+    return found

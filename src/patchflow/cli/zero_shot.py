@@ -18,7 +18,7 @@ from patchflow.metrics import psnr, ssim
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.resolution import low_resolution
-from patchflow.reconstruct import zssr
+from patchflow.reconstruct import dual_sr, zssr
 from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, write_report
 from patchflow.solution import Solution
@@ -41,7 +41,7 @@ def zero_shot(
     measurement: str,
     *,
     output: str | None = None,
-    method: Literal["patchnr", "zssr"] = "patchnr",
+    method: Literal["patchnr", "zssr", "dual-sr"] = "patchnr",
     scale: int = 2,
     noise: float = 0.01,
     kernel_size: int = 16,
@@ -66,8 +66,9 @@ def zero_shot(
     Args:
         measurement: The low-resolution image: PNG, JPEG, TIFF or .npy, grey or colour.
         output: Image to write, by default reconstruction.png; .tif and .npy keep floating-point values.
-        method: patchnr (a flow of the image's patches as prior), or zssr (a network that learns to undo one more loss
-            of resolution).
+        method: patchnr (a flow of the image's patches as prior), zssr (a network that learns to undo one more loss of
+            resolution), or dual-sr (networks that learn to lower the resolution and to raise it again; the blur is
+            learned, too).
         scale: Image pixels per measured pixel.
         noise: Standard deviation of the noise, in units of the image range.
         kernel_size: Side length of the Gaussian blur kernel, in image pixels.
@@ -77,7 +78,7 @@ def zero_shot(
         weight: patchnr: weight of the prior against the data.
         seconds: Time limit of learning, 120 by default (none for patchnr's preset paper).
         steps: Steps after learning (patchnr).
-        preset: paper is the published procedure of the method (patchnr's takes about an hour).
+        preset: paper is the published procedure of patchnr (about an hour) or zssr.
         truth: The true image, if known: PSNR, error map and metrics in the report.
         report: Folder for the report.
         range: Values LO:HI of the files that become 0 and 1.
@@ -87,10 +88,12 @@ def zero_shot(
     """
     settings = dict(locals())
     for name, value in {"weight": weight, "steps": steps}.items():
-        if value is not None and (method == "zssr" or (preset, name) == ("paper", "steps")):
+        if value is not None and (method != "patchnr" or (preset, name) == ("paper", "steps")):
             raise InputError(
                 f"--{name} {value} says nothing about the method {method} with the preset {preset}; leave it out."
             )
+    if (method, preset) == ("dual-sr", "paper"):
+        raise InputError("The preset paper is that of patchnr and zssr, not of dual-sr.")
     if not noise > 0:
         raise InputError(
             f"The noise is {noise} but must be positive; for clean 8-bit data use their rounding error, 0.001."
@@ -153,6 +156,11 @@ def _solve(
         limit = zssr.SECONDS if seconds is None else seconds
         solution = zssr.reconstruct(likelihood, y, seconds=limit, preset=preset, progress=True)
         return _Result(solution, "zssr", None, "mean absolute deviation")
+    if method == "dual-sr":
+        limit = dual_sr.SECONDS if seconds is None else seconds
+        solution = dual_sr.reconstruct(likelihood, y, seconds=limit, progress=True)
+        told = f"dual-sr, learned in {solution.steps} steps"
+        return _Result(solution, told, None, "weighted sum of the losses")
     found = patchnr.reconstruct(
         likelihood,
         y,

@@ -14,11 +14,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from patchflow.problems.attenuation import MU_MAX
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.poisson import PoissonNoise
+from patchflow.problems.simulated_scan import line_integrals
 from patchflow.problems.tomography import MEMORY_LIMIT, ParallelBeam
 
 SIZE, FIELD_OF_VIEW = 362, 0.26
@@ -69,7 +69,4 @@ def simulate(
     Returns:
         Line integrals after the logarithm (batch, 1, angles, bins), in units of 1/``scale``.
     """
-    large = functional.interpolate(
-        x, fine.domain_shape, mode="bilinear", align_corners=False, antialias=False
-    )
-    return PoissonNoise(photons, scale).draw(fine(large))[0]
+    return PoissonNoise(photons, scale).draw(line_integrals(x, fine))[0]

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.io.lodopab import is_lodopab
 from patchflow.learn_critic import learn_critic, noise
+from patchflow.learn_fbp_unet import learn_fbp_unet
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
 from patchflow.methods import by_name as image_method
 from patchflow.metrics import psnr, ssim
-from patchflow.models import alr
+from patchflow.models import alr, fbp_unet
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.papers import tomography_cases as slices
@@ -35,6 +36,7 @@ from patchflow.papers.rivals import Images, Lesson, Library, Teacher, check_fini
 from patchflow.papers.tomography_cases import KERNELS, TRAINING_SLICES
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import to_hounsfield
+from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.records import Record
 from patchflow.table import SECONDS, Metric
@@ -42,7 +44,10 @@ from patchflow.tomography_methods import METHODS as BY_NAME
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
-METHODS = ("fbp", "tv", "tgv", "dip-tv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
+METHODS = (
+    *("fbp", "tv", "tgv", "dip-tv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr"),
+    "fbp-unet",
+)
 USUAL = tuple(method for method in METHODS if method != "dip-tv")
 NOISE_SEEDS = 3
 # The largest noise that the critic sees in degraded patches: filtered backprojections have less than half of it.
@@ -108,7 +113,7 @@ def run(
         images: Number of slices (of each kernel); by default nine, of LoDoPaB 100.
         prior: A trained patchNR; without it one is learned from six slices.
         models: Folder in which learned models are looked for and kept.
-        seconds: Training time of patchNR.
+        seconds: Training time of patchNR and of the U-Net.
         seed: Seed of the noise: slice k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -139,15 +144,18 @@ def run(
         found = slices.training_images(data, seed)
         return found[:TRAINING_SLICES], found[TRAINING_SLICES:]
 
-    library = Library(models, seconds, seed, TEACHERS)
+    def scanned(lesson: Lesson) -> nn.Module:
+        # Its measurements are those of the problem, where other methods learn from images.
+        return _fbp_unet(lesson, likelihood, fine if kept == slice(None) else fine.select(kept))
+
+    library = Library(models, seconds, seed, TEACHERS | {"fbp-unet": scanned}, by_name)
     if prior is not None:
         library.priors["patchnr-lung"] = prior
     ordered = [method for method in METHODS if method in methods]
-    priors: dict[str, Energy | None] = {}
-    for method in ordered:
-        learned = library.prior(method, "lung", pupils)
-        assert learned is None or isinstance(learned, Energy)
-        priors[method] = learned
+    priors = {
+        method: library.prior(method, problem if method == "fbp-unet" else "lung", pupils)
+        for method in ordered
+    }
     first = cases[0]
     repeats = [
         first._replace(y=slices.simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
@@ -167,9 +175,9 @@ def run(
         f"; {key} learned in {time:.0f} s" for key, time in library.trainings.items()
     )
     missing = "36 of 180 degrees missing, " if problem == "ct-limited-angle" else ""
-    learned = any(by_name(method).learned for method in ordered)
+    started = any(by_name(method).follows_tv for method in ordered)
     start = (
-        ", learned methods start at total variation (counted in their seconds)" if learned else ""
+        ", learned methods start at total variation (counted in their seconds)" if started else ""
     )
     protocol = (
         f"LoDoPaB geometry, {missing}{lodopab.PHOTONS} photons, {len(cases)} slices, range of each slice or 1{start}, "
@@ -215,6 +223,22 @@ def _epll(lesson: Lesson) -> Energy:
     return prior
 
 
+def _fbp_unet(lesson: Lesson, likelihood: Likelihood, fine: ParallelBeam) -> nn.Module:
+    assert isinstance(likelihood.operator, ParallelBeam)
+    model = fbp_unet(likelihood.operator, lodopab.PHOTONS)
+    record = learn_fbp_unet(
+        model,
+        lesson.images,
+        lesson.validation,
+        fine=fine,
+        steps=10**6,
+        seconds=lesson.seconds,
+        progress=True,
+    )
+    check_finished(record)
+    return model
+
+
 TEACHERS: dict[str, Teacher] = {
     "wpp": lambda lesson: learn_wpp(lesson.images, size=6, scales=2, padding=CT_PADDING),
     "wpp-sinkhorn": lambda lesson: learn_wpp(
@@ -226,7 +250,7 @@ TEACHERS: dict[str, Teacher] = {
 }
 
 
-def solver(problem: Problem, method: str, prior: Energy | None) -> Solver:
+def solver(problem: Problem, method: str, prior: nn.Module | None) -> Solver:
     """A method with its default setting for the table."""
     chosen = by_name(method)
     options = Options(limited=problem == "ct-limited-angle")

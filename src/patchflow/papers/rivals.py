@@ -21,7 +21,7 @@ from patchflow.learn_reference import learn_wpp
 from patchflow.learn_single_image import Problem, learn_single_image
 from patchflow.learn_wpp_flow import learn_wpp_flow
 from patchflow.learn_wpp_net import learn_wpp_net
-from patchflow.methods import by_name
+from patchflow.methods import Method, by_name
 from patchflow.models import acnn, drunet, patch_nr, pnn, single_image, wpp_flow, wpp_net
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
@@ -33,6 +33,7 @@ from patchflow.problems.resolution import LowResolution, lowers_resolution
 from patchflow.problems.sampling import Mask
 from patchflow.problems.signature import signature
 from patchflow.resolution_models import SuperResolver
+from patchflow.tomography_methods import TomographyMethod
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
@@ -230,6 +231,7 @@ class Library:
         seconds: Training time of patchNR and of the networks.
         seed: Seed of the trainings.
         teachers: How each method learns; methods that are not there need no prior.
+        method_of: Finds the method that checks what a file holds.
 
     Raises:
         InputError: If there is no such folder.
@@ -241,10 +243,11 @@ class Library:
         seconds: float,
         seed: int,
         teachers: Mapping[str, Teacher] = TEACHERS,
+        method_of: Callable[[str], Method | TomographyMethod] = by_name,
     ) -> None:
         if folder is not None and not folder.is_dir():
             raise InputError(f"There is no folder {folder} to keep the models in; make it.")
-        self.teachers = teachers
+        self.teachers, self.method_of = teachers, method_of
         self.folder, self.seconds, self.seed = folder, seconds, seed
         self.priors: dict[str, nn.Module] = {}
         self.trainings: dict[str, float] = {}
@@ -273,7 +276,9 @@ class Library:
         if key not in self.priors:
             path = None if self.folder is None else self.folder / f"{key}.safetensors"
             if path is not None and path.exists():
-                self.priors[key] = _load(path, method)
+                prior = models.load(path, nn.Module)
+                self.method_of(method).check_prior(prior)
+                self.priors[key] = prior
             else:
                 torch.manual_seed(self.seed)
                 begun = time.perf_counter()
@@ -287,9 +292,3 @@ class Library:
                         path, prior, images=lesson.images, seed=self.seed, training=training
                     )
         return self.priors[key]
-
-
-def _load(path: Path, method: str) -> nn.Module:
-    prior = models.load(path, nn.Module)
-    by_name(method).check_prior(prior)
-    return prior

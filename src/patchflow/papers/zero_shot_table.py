@@ -27,12 +27,15 @@ from patchflow.papers.rivals import TEACHERS, Lesson, check_finished
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct import zssr
+from patchflow.reconstruct import dual_sr, zssr
 from patchflow.records import Record
 from patchflow.table import IMAGE_METRICS
 
 NAME = "zero-shot-superresolution"
-METHODS = ("bicubic", "tv", "tgv", "wpp", "epll", "zssr", "patchnr", "patchnr-paper", "dip-tv")
+METHODS = (
+    *("bicubic", "tv", "tgv", "wpp", "epll", "zssr", "dual-sr", "patchnr", "patchnr-paper"),
+    "dip-tv",
+)
 # Of the paper's table; the others are ours to add.
 USUAL = ("bicubic", "tv", "zssr", "patchnr", "dip-tv")
 SCALE, NOISE, FRAME = 2, 0.01, 7
@@ -56,7 +59,7 @@ def run(
         data: The folder with ``noncommercial/bsd68/`` and ``weights/``.
         methods: Which of :data:`METHODS`.
         images: Number of images; all by default.
-        seconds: Time in which patchnr and zssr learn from each image; their defaults (120 s) if not given.
+        seconds: Time in which patchnr, zssr and dual-sr learn from each image; their defaults (120 s) if not given.
         seed: Seed of training and noise: image k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -119,7 +122,7 @@ def solver(method: str, seconds: float | None, seed: int, weight: float | None =
 
     Args:
         method: One of :data:`METHODS`.
-        seconds: Time in which patchnr and zssr learn; their defaults if not given.
+        seconds: Time in which patchnr, zssr and dual-sr learn; their defaults if not given.
         seed: Seed of what is learned.
         weight: The weight of the prior; that of the table by default.
     """
@@ -134,6 +137,9 @@ def solver(method: str, seconds: float | None, seed: int, weight: float | None =
         if method == "zssr":
             limit = zssr.SECONDS if seconds is None else seconds
             return complete(zssr.reconstruct(likelihood, y, seconds=limit))
+        if method == "dual-sr":
+            limit = dual_sr.SECONDS if seconds is None else seconds
+            return complete(dual_sr.reconstruct(likelihood, y, seconds=limit))
         if method in ("patchnr", "patchnr-paper"):
             preset = "paper" if method == "patchnr-paper" else "default"
             limit = None if preset == "paper" else seconds

@@ -1,0 +1,113 @@
+"""``patchflow train fbp-unet``: a network that corrects filtered backprojections of one kind of scan."""
+
+from __future__ import annotations
+
+from patchflow import models
+from patchflow.cli.scan import ScanFlags, read_scan
+from patchflow.cli.scanner import check_angles_flag, scanner_like, scanner_of
+from patchflow.cli.slices import Units
+from patchflow.cli.training import Training
+from patchflow.errors import InputError
+from patchflow.learn_fbp_unet import learn_fbp_unet
+from patchflow.networks.unet import PUBLISHED_WIDTHS
+from patchflow.numerics.precision import Precision
+
+
+def train_fbp_unet(
+    images: list[str],
+    *,
+    output: str = "fbp-unet.safetensors",
+    validation: str | None = None,
+    scan: str | None = None,
+    angles: int | None = None,
+    photons: float | None = None,
+    bins: int | None = None,
+    size: int | None = None,
+    field_of_view: float | None = None,
+    limited: str | None = None,
+    fine: int | None = None,
+    widths: list[int] | None = None,
+    skip: int = 16,
+    block: int = 2,
+    crop: int = 96,
+    batch: int = 4,
+    steps: int = 20_000,
+    lr: float = 4e-3,
+    average: float = 0.99,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    units: Units = "normalised",
+    dataset: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Learn to correct filtered backprojections by a U-Net, for reconstruct --problem ct --method fbp-unet.
+
+    The scan is simulated, with fresh noise all the time: the model serves this geometry and this number of photons.
+    Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so.
+
+    Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
+    --resume continues.
+
+    Args:
+        images: Slices: TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
+        output: Model file to write.
+        validation: A file with slices to validate on; without it the middle one of the training slices is held out.
+        scan: A sinogram whose geometry and dose to train for; the next flags then complete what it does not say.
+        angles: Number of angles, equally spaced over half a turn.
+        photons: Mean number of photons per bin without an object, 4096 by default.
+        bins: Number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
+        size: Of --scan: pixels along a side of the image.
+        field_of_view: Side of the image in metres; that of the DICOM files by default.
+        limited: Only the angles A:B, in degrees.
+        fine: Pixels along a side of the finer grid that is measured, 1000 by default or twice the image.
+        widths: Channels of each scale, finest first, [32,32,64,64,128] by default.
+        skip: Channels that each scale passes across; published are 4.
+        block: Pixels along a side of the blocks of the finest scale; published is 1, which takes about three times as
+            long.
+        crop: Side length of the training crops in pixels.
+        batch: Crops per step.
+        steps: Training steps.
+        lr: Peak learning rate.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop after this many validations without improvement.
+        seconds: Time limit; the learning-rate schedule ends with it.
+        precision: auto takes bfloat16 where this processor is faster with it.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+        resume: Continue an interrupted run from the state file beside the output.
+    """
+    settings = dict(locals())
+    flags = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
+    if scan is None:
+        check_angles_flag(flags)
+        if size is not None:
+            raise InputError(f"--size {size} says nothing without --scan; the slices say it.")
+    elif bins is not None:
+        raise InputError(f"--bins {bins} says nothing beside --scan, which has its bins.")
+    training = Training.begin("train fbp-unet", settings)
+    if scan is None:
+        scanner = scanner_of(training.found, images, flags, bins, fine)
+    else:
+        # The data set of HDF5 slices is not that of the sinogram.
+        read = read_scan(scan, ScanFlags(angles, photons, size, field_of_view, limited))
+        print(*read.notes, sep="\n", end="\n" if read.notes else "")
+        scanner = scanner_like(training.found, read, fine)
+    print(f"Measured on a finer grid: {scanner.fine.describe()}; {scanner.photons:g} photons.")
+    model = models.fbp_unet(
+        scanner.operator,
+        scanner.photons,
+        widths=PUBLISHED_WIDTHS if widths is None else widths,
+        skip=skip,
+        block=block,
+    )
+    training.fit(
+        model,
+        learn_fbp_unet,
+        lambda result: f"{-result.best:.2f} dB on the validation slices",
+        {"fine": scanner.fine, "crop": crop, "precision": precision},
+    )

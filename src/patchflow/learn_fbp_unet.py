@@ -1,0 +1,217 @@
+r"""Learn to correct filtered backprojections from images alone: their scans are simulated.
+
+The training loss is an energy of the network's parameters, the published squared error in units of what is to be
+corrected,
+
+.. math:: E(x \mid u) = \frac{1}{s^2 n} \| u + s f_\theta((u - m) / r) - x \|^2, \qquad u = \mathrm{FBP}(y),
+
+for crops of :math:`n` pixels of pairs of a filtered backprojection and its image. Line integrals are computed once;
+the noise is drawn anew, image by image, as often as there are new pixels to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchflow.energy import Energy
+from patchflow.errors import InputError
+from patchflow.fit import Fit, fit
+from patchflow.metrics import psnr
+from patchflow.numerics.precision import Precision
+from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
+from patchflow.problems.tomography import ParallelBeam
+from patchflow.tomography_models import FBPUNet, Images
+
+# The smallest crop that is worth learning from.
+_LEAST_CROP = 16
+
+
+class CorrectionLoss(Energy):
+    """The energy of the module, for true images ``x`` given filtered backprojections ``condition``.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: FBPUNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Evaluate; see :meth:`Energy.forward`.
+
+        Raises:
+            InputError: If there is no filtered backprojection.
+        """
+        if condition is None:
+            raise InputError("A correction learns from pairs; pass a filtered backprojection.")
+        wrong = (self.model.correct(condition) - x) / self.model.error
+        return wrong.square().flatten(1).mean(1)
+
+
+class SimulatedPairs:
+    """Random crops of pairs of a filtered backprojection with noise and its image.
+
+    Crops are turned and mirrored as the scan's symmetries allow, see
+    :func:`patchflow.problems.simulated_scan.scan_symmetries`. The noise of one image after the other is renewed at such
+    a rate that each of its pixels is used once on average.
+
+    Args:
+        model: The model, which knows the scan.
+        images: The images, each (1, 1, height, width).
+        fine: The projector on a finer grid, which simulates.
+        crop: Side length of the crops.
+        batch: Crops per call.
+    """
+
+    def __init__(
+        self, model: FBPUNet, images: Sequence[Tensor], fine: ParallelBeam, crop: int, batch: int
+    ) -> None:
+        self.model, self.images, self.crop, self.batch = model, list(images), crop, batch
+        self.clean = [line_integrals(image, fine) for image in images]
+        self.inputs = [self._measure(k) for k in range(len(images))]
+        self.turns = scan_symmetries(model.operator)
+        self._next, self._used = 0, 0.0
+
+    def _measure(self, k: int) -> Tensor:
+        y, _ = self.model.noise.draw(self.clean[k])
+        return self.model.backproject(y)
+
+    def __call__(self) -> tuple[Images, Images]:
+        """Draw a batch: images, and what they are to be made from."""
+        height, width = self.model.operator.domain_shape
+        self._used += self.batch * self.crop**2 / (height * width)
+        while self._used >= 1:
+            self.inputs[self._next] = self._measure(self._next)
+            self._next, self._used = (self._next + 1) % len(self.images), self._used - 1
+        pairs = []
+        for _ in range(self.batch):
+            k, top, left, turn = (
+                int(torch.randint(count, ()))
+                for count in (
+                    len(self.images),
+                    height - self.crop + 1,
+                    width - self.crop + 1,
+                    len(self.turns),
+                )
+            )
+            pair = torch.cat((self.images[k], self.inputs[k]))
+            pairs.append(
+                self.turns[turn](pair[:, :, top : top + self.crop, left : left + self.crop])
+            )
+        x, u = torch.stack(pairs, 1)
+        return x, u
+
+
+def learn_fbp_unet(
+    model: FBPUNet,
+    images: Sequence[Tensor],
+    validation: Sequence[Tensor] = (),
+    *,
+    fine: ParallelBeam | None = None,
+    crop: int = 96,
+    batch: int = 4,
+    steps: int = 20_000,
+    lr: float = 4e-3,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    warmup: int = 50,
+    average: float = 0.99,
+    patience: int | None = None,
+    seconds: float | None = None,
+    precision: Precision = "auto",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Fit:
+    """Train the network of a model on simulated scans of images, and leave it frozen at its best validated state.
+
+    Args:
+        model: The model to train, see :func:`patchflow.models.fbp_unet`; it knows the scan.
+        images: Training images, each (1, 1, height, width) of the scan's pixels, in units of the largest attenuation.
+        validation: Images to validate on; without them the middle one of the training images is held out.
+        fine: The projector on a finer grid, which simulates; by default on twice as many pixels along a side.
+        crop: Side length of the crops; smaller where the images are.
+        batch: Crops per step.
+        steps: Training steps.
+        lr: Peak learning rate of Adam.
+        schedule: ``"cosine"`` decay after the warm-up, or ``"constant"``.
+        warmup: Steps of linear warm-up.
+        average: Decay of the moving average of the weights; 0 for none.
+        patience: Stop early after this many validations without improvement.
+        seconds: Time limit; the schedule ends with it.
+        precision: Precision of the network during training.
+        checkpoint: File for the training state.
+        resume: Continue from ``checkpoint``; the noise is drawn anew.
+        progress: Show a progress line.
+
+    Returns:
+        The record of the run; its validation values are minus the mean PSNR in decibels of whole images, each with
+        its own range.
+
+    Raises:
+        InputError: If the images do not have the pixels of the scan, there is none to validate on, or a number is out
+            of range.
+    """
+    shape = model.operator.domain_shape
+    for image in (*images, *validation):
+        if tuple(image.shape) != (1, 1, *shape):
+            raise InputError(
+                f"An image has the shape {tuple(image.shape)} but the scan is of one grey image of {shape[0]} x "
+                f"{shape[1]} pixels; crop or resample it, or make a model of its pixels."
+            )
+    if len(images) < (1 if validation else 2):
+        raise InputError(
+            f"There are {len(images)} training images and none to validate on; give at least two, or images for the "
+            "validation."
+        )
+    crop = min(crop, *shape)
+    if crop < _LEAST_CROP or batch < 1 or steps < 1:
+        raise InputError(
+            f"Got crops of {crop} x {crop}, {batch} of them in each of {steps} steps; use at least {_LEAST_CROP} "
+            "pixels and one of each."
+        )
+    if not validation:
+        middle = len(images) // 2
+        validation = images[middle : middle + 1]
+        images = [*images[:middle], *images[middle + 1 :]]
+    if fine is None:
+        fine = refined(model.operator, (2 * shape[0], 2 * shape[1]))
+    # The same whatever the seed: a resumed run has the same scales and the same validation.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        held = [
+            (x, model.backproject(model.noise.draw(line_integrals(x, fine))[0])) for x in validation
+        ]
+        pairs = SimulatedPairs(model, images, fine, crop, batch)
+    del fine  # its matrices may be large
+    model.scale_(torch.cat(pairs.inputs), torch.cat(pairs.images))
+
+    def validate() -> float:
+        values = [psnr(model.correct(u), x, float(x.max() - x.min())) for x, u in held]
+        return -float(torch.cat(values).mean())
+
+    return fit(
+        CorrectionLoss(model),
+        pairs,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        warmup=warmup,
+        average=average,
+        validate=validate,
+        validate_every=min(250, max(25, steps // 40)),
+        patience=patience,
+        budget=seconds,
+        precision=precision,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
+    )

@@ -1,0 +1,264 @@
+"""FBP and U-Net: the network, the symmetries of scans, fresh noise, learning, files, the command line, refusals."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchflow as pf
+from patchflow.cli import main
+from patchflow.io.images import write_image
+from patchflow.io.sinogram import read_sinogram
+from patchflow.learn_fbp_unet import CorrectionLoss, SimulatedPairs
+from patchflow.networks.unet import UNet
+from patchflow.numerics.dihedral import DIHEDRAL
+from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
+from patchflow.tomography_models import fbp_unet, geometry, projector
+
+SIZE = 32
+
+
+def scan(kept=slice(None), offset=0.0, angles=40):
+    directions = (torch.arange(angles, dtype=torch.float64) + 0.5) * math.pi / angles
+    return pf.ParallelBeam(
+        (SIZE, SIZE), directions[kept], 47, pixel=0.26 / SIZE, spacing=0.0079, offset=offset
+    )
+
+
+def slices(count=4):
+    """Ellipses of two tissues, each in another place."""
+    i, j = torch.meshgrid(torch.arange(SIZE) - 15.5, torch.arange(SIZE) - 15.5, indexing="ij")
+    images = []
+    for k in range(count):
+        x = torch.where((i / 14).square() + (j / 13).square() < 1, 0.25, 0.0)
+        x[((i - k) / 8).square() + ((j + 4 - 2 * k) / 5).square() < 1] = 0.05
+        images.append(x[None, None].to(torch.get_default_dtype()))
+    return images
+
+
+def small(operator=None, photons=500.0):
+    torch.manual_seed(0)
+    return fbp_unet(scan() if operator is None else operator, photons, widths=[32, 32])
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("skip", [0, 3])
+def test_the_network_starts_at_zero_and_keeps_the_size(block, skip):
+    network = UNet(2, widths=(4, 6, 8), skip=skip, block=block)
+    z = torch.rand(2, 2, 13, 18)
+    assert torch.equal(network(z), torch.zeros_like(z))
+    torch.nn.init.normal_(network.tail.weight)
+    out = network(z)
+    assert out.shape == z.shape
+    out.square().sum().backward()
+    assert all(bool((p.grad != 0).any()) for p in network.parameters())
+
+
+def test_the_network_gives_crops_what_it_gives_the_whole():
+    """Away from the border of the crop, if that lies on the coarsest grid."""
+    network = UNet(widths=(4, 6), skip=2, block=2)
+    torch.nn.init.normal_(network.tail.weight)
+    z = torch.rand(1, 1, 80, 80)
+    whole, part = network(z), network(z[:, :, 16:64, 16:64])
+    inside = slice(16, -16)
+    torch.testing.assert_close(part[..., inside, inside], whole[..., 32:48, 32:48])
+
+
+@pytest.mark.parametrize(
+    ("operator", "count"),
+    [
+        (scan(), 8),
+        (scan(slice(4, 36)), 4),  # a missing wedge around an axis: half a turn and two mirrors
+        (scan(slice(0, 30)), 2),  # around a diagonal it would be four; elsewhere half a turn only
+        (scan(offset=0.001), 2),  # upside down
+        (scan(angles=41), 4),
+    ],
+)
+def test_symmetries_of_a_scan(operator, count):
+    kept = scan_symmetries(operator)
+    assert len(kept) == count
+    x = torch.rand(1, 1, SIZE, SIZE)
+    u = operator.filtered_backprojection(operator(x))
+    for g in DIHEDRAL:
+        turned = operator.filtered_backprojection(operator(g(x)))
+        same = torch.allclose(turned, g(u), rtol=0, atol=1e-9 * float(u.abs().max()))
+        assert same == (g in kept)
+
+
+def test_a_refined_grid_measures_the_same():
+    operator = scan()
+    fine = refined(operator, (96, 96))
+    assert fine.pixel * 96 == pytest.approx(operator.pixel * SIZE)
+    x = torch.nn.functional.avg_pool2d(slices(1)[0], 5, 1, 2)
+    torch.testing.assert_close(line_integrals(x, fine), operator(x), rtol=0, atol=2e-4)
+    with pytest.raises(pf.InputError, match="96 x 90 pixels does not cover"):
+        refined(operator, (96, 90))
+
+
+def test_noise_is_fresh_and_has_the_law_of_the_scan():
+    model = small()
+    images = slices(2)
+    fine = refined(model.operator, (64, 64))
+    pairs = SimulatedPairs(model, images, fine, SIZE, 1)
+    seen = {}
+    for _ in range(200):
+        x, u = pairs()
+        for g in DIHEDRAL:  # undo the turn
+            for k, image in enumerate(images):
+                if torch.equal(g.undo(x), image):
+                    undone = g.undo(u)
+                    seen.setdefault(k, {})[float(undone.sum())] = undone
+    assert sorted(seen) == [0, 1]
+    for k, found in seen.items():
+        assert len(found) > 30
+        draws = torch.stack(list(found.values()))
+        other = torch.stack(
+            [model.backproject(model.noise.draw(pairs.clean[k])[0]) for _ in range(100)]
+        )
+        # Draws are seen as a whole, so that mean and spread of the middle agree in standard errors.
+        middle = (..., slice(14, 18), slice(14, 18))
+        a, b = draws[middle].flatten(1).mean(1), other[middle].flatten(1).mean(1)
+        error = math.sqrt(float(a.var()) / len(a) + float(b.var()) / len(b))
+        assert abs(float(a.mean() - b.mean())) < 4 * error
+        assert error < 0.1 * float(other[middle].std())
+        ratio = float(draws[middle].var(0).mean() / other[middle].var(0).mean())
+        assert 0.5 < ratio < 2
+
+
+def test_it_learns_and_is_kept(tmp_path, single_precision):
+    model = small()
+    images = slices(5)
+    record = pf.learn_fbp_unet(
+        model, images[:4], images[4:], crop=SIZE, batch=2, steps=120, average=0.9, lr=1e-2
+    )
+    assert not any(p.requires_grad for p in model.parameters())
+    truth = images[4]
+    torch.manual_seed(5)
+    y = model.noise.draw(line_integrals(truth, refined(model.operator, (64, 64))))[0]
+    found, start = model(y), model.backproject(y)
+    assert float(pf.psnr(found, truth)) > float(pf.psnr(start, truth)) + 4
+    assert float(pf.psnr(found, truth)) > float(pf.psnr(model.operator.initial(y), truth)) + 4
+    assert record.best < 0
+    pf.save(tmp_path / "m.safetensors", model, images=images, seed=0)
+    again = pf.load(tmp_path / "m.safetensors", type(model))
+    torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-6)
+    assert geometry(again.operator) == geometry(model.operator)
+
+
+def test_the_loss_is_the_squared_error_in_units_of_the_error():
+    model = small()
+    u, x = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8)
+    model.scale_(u, x)
+    error = (u - x).square().mean().sqrt()
+    loss = CorrectionLoss(model)(x, u)
+    torch.testing.assert_close(loss, (u - x).square().flatten(1).mean(1) / error**2)
+    assert float(loss.detach().mean()) == pytest.approx(1)
+    with pytest.raises(pf.InputError, match="learns from pairs"):
+        CorrectionLoss(model)(x)
+
+
+def test_another_scan_is_refused():
+    model = small()
+    assert model.check(scan(), 500.0) == ""
+    assert model.check(projector(geometry(scan())), 510.0) == ""
+    shuffled = scan().select(torch.randperm(40))
+    assert model.check(shuffled, 500.0) == ""
+    assert "trained for 500 photons per bin, the scan has 800" in model.check(scan(), 800.0)
+    for operator, photons, message in (
+        (scan(), 1200.0, "1200 photons per bin but the model was trained for 500"),
+        (scan(slice(4, 36)), 500.0, "angles 32 from 20.25 to 159.8 degrees but"),
+        (scan(offset=0.001), 500.0, "detector offset 0.001"),
+        (scan(angles=50), 500.0, "angles 50 from"),
+        (pf.ParallelBeam((SIZE, SIZE), scan().angles, 47, pixel=1.0), 500.0, "pixel 1.0"),
+        (pf.ParallelBeam((30, 32), scan().angles, 47), 500.0, r"image \[30, 32\]"),
+    ):
+        with pytest.raises(pf.InputError, match=message):
+            model.check(operator, photons)
+
+
+def test_bad_input_is_refused():
+    model = small()
+
+    def refused(message, images, **settings):
+        with pytest.raises(pf.InputError, match=message):
+            pf.learn_fbp_unet(model, images, **settings)
+
+    refused("one grey image of 32 x 32", [torch.rand(1, 1, 30, 32)] * 2)
+    refused("There are 1 training images and none to validate on", slices(1))
+    refused("Got crops of 8 x 8", slices(), crop=8)
+    with pytest.raises(pf.InputError, match="blocks of 0 pixels"):
+        UNet(block=0)
+    with pytest.raises(pf.InputError, match="made for 1"):
+        UNet(widths=[2])(torch.rand(1, 2, 4, 4))
+    with pytest.raises(pf.InputError, match="Got 0.0 photons"):
+        small(photons=0.0)
+
+
+@pytest.mark.usefixtures("as_users_do")
+class TestCommandLine:
+    SCAN = ("--angles=30", "--photons=500", "--field-of-view=0.26", "--fine=64")
+    TINY = ("--widths=[8,16]", "--crop=32", "--batch=2", "--steps=60", "--threads=1")
+
+    @pytest.fixture(autouse=True)
+    def files(self, as_users_do):
+        pytest.importorskip("h5py")
+        images = slices(5)
+        write_image("train.tif", torch.cat(images[:4]))
+        write_image("test.tif", images[4])
+        assert main(["simulate", "test.tif", "--problem=ct", *self.SCAN, "-o", "y.h5"]) == 0
+
+    def test_from_slices_to_report(self, capsys):
+        assert (
+            main(["train", "fbp-unet", "train.tif", *self.SCAN, *self.TINY, "-o", "m.safetensors"])
+            == 0
+        )
+        assert "dB on the validation slices after 60 steps" in capsys.readouterr().out
+        run = ["reconstruct", "y.h5", "--problem=ct", "--threads=1"]
+        method = [*run, "--method=fbp-unet", "--prior=m.safetensors", "--truth=test.tif"]
+        assert main([*method, "-o", "x.tif", "--report=page"]) == 0
+        told = capsys.readouterr().out
+        assert "Filtered backprojection corrected by a U-Net." in told
+        assert main([*run, "--method=fbp", "-o", "f.tif"]) == 0
+        truth = pf.read_stack("test.tif")
+        quality = [float(pf.psnr(pf.read_stack(p, slack=1.0), truth)) for p in ("x.tif", "f.tif")]
+        assert quality[0] > quality[1] + 1
+        assert Path("page/report.html").exists()
+        assert main(["info", "m.safetensors"]) == 0
+        assert "(30 values)" in capsys.readouterr().out
+        assert main(["reconstruct", "--config=x.yaml", "-o", "again.tif"]) == 0
+
+    def test_the_scan_of_a_file(self, capsys):
+        train = ["train", "fbp-unet", "train.tif", "--scan=y.h5", "--fine=64", *self.TINY]
+        assert main([*train, "-o", "m.safetensors"]) == 0
+        model = pf.load("m.safetensors", torch.nn.Module)
+        assert geometry(model.operator)["bins"] == read_sinogram("y.h5").data.shape[3]
+        assert model.photons == 500
+
+    def test_refusals(self, capsys):
+        train = ["train", "fbp-unet", "train.tif", *self.TINY]
+        assert main([*train, *self.SCAN, "--limited=18:162", "-o", "limited.safetensors"]) == 0
+        pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
+        run = ["reconstruct", "y.h5", "--problem=ct", "--method=fbp-unet"]
+        for words, message in (
+            ([*run], "fbp-unet needs --prior"),
+            ([*run, "--prior=limited.safetensors"], "trained for 24 from"),
+            ([*run, "--prior=nr.safetensors"], "does not take a model of patch_nr"),
+            ([*run, "--prior=limited.safetensors", "--weight=1"], "--weight 1.0 says nothing"),
+            ([*run, "--prior=limited.safetensors", "--weight=auto"], "--weight auto says nothing"),
+            (
+                ["reconstruct", "y.h5", "--problem=ct", "--prior=limited.safetensors"],
+                "does not take",
+            ),
+            (["reconstruct", "test.tif", "--problem=denoising", "--method=fbp-unet"], "fbp-unet"),
+            (train, "needs --angles"),
+            ([*train, *self.SCAN, "--size=32"], "--size 32 says nothing without --scan"),
+            ([*train, "--scan=y.h5", "--bins=9"], "--bins 9 says nothing beside --scan"),
+            ([*train, "--angles=30"], "give --field-of-view"),
+            (["train", "fbp-unet", "test.tif", *self.SCAN], "give at least two"),
+        ):
+            capsys.readouterr()
+            assert main(words) == 2, words
+            error = capsys.readouterr().err.strip()
+            assert message in error
+            assert "\n" not in error
