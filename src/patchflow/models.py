@@ -13,6 +13,8 @@ from patchflow.denoiser_models import drunet as drunet
 from patchflow.denoiser_models import load_dncnn as load_dncnn
 from patchflow.denoiser_models import pnn as pnn
 from patchflow.errors import InputError
+from patchflow.generative_models import patch_gan as patch_gan
+from patchflow.generative_models import patch_vae as patch_vae
 from patchflow.image_models import single_image as single_image
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
@@ -34,7 +36,9 @@ _MODELS = {
         drunet,
         epll,
         local_ar,
+        patch_gan,
         patch_nr,
+        patch_vae,
         pnn,
         single_image,
         wpp,

@@ -57,7 +57,7 @@ def coupling_flow(
     for layer in range(layers):
         kernels.append(AffineCoupling(dim, condition_dim, hidden=hidden, depth=depth, clamp=clamp))
         kernels.append(random_permutation(dim, seed=layer + 1))
-    return _named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
+    return named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
 
 
 def patch_nr(
@@ -101,7 +101,7 @@ def patch_nr(
     prior = PatchPrior(
         flow, size, channels, padding=padding, smoothing=smoothing, precision=precision
     )
-    return _named(prior, "patch_nr", arguments)
+    return named(prior, "patch_nr", arguments)
 
 
 def epll(
@@ -139,7 +139,7 @@ def epll(
         torch.eye(dim).repeat(components, 1, 1),
         remove_mean=remove_mean,
     )
-    return _named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
+    return named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
 
 
 def alr(
@@ -175,7 +175,7 @@ def alr(
     layers = [Layer(64, 3, 1, 1), Layer(128, 3, 2, 1), Layer(1, (size + 1) // 2, 2)]
     critic = PatchCritic(layers, size, channels, slope=0.2, bias=False)
     prior = PatchPrior(critic, size, channels, padding=padding, precision=precision)
-    return _named(prior, "alr", arguments)
+    return named(prior, "alr", arguments)
 
 
 def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "auto") -> CriticPrior:
@@ -203,7 +203,7 @@ def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "aut
         Layer(32, 1),
     ]
     critic = PatchCritic(layers, 13, channels, slope=0.0, bias=True)
-    return _named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
+    return named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
 
 
 def wpp(
@@ -251,9 +251,10 @@ def wpp(
         for _ in range(scales)
     ]
     priors = [PatchPrior(cost, size, channels, padding=padding) for cost in costs]
-    return _named(MultiscalePrior(priors), "wpp", arguments)
+    return named(MultiscalePrior(priors), "wpp", arguments)
 
 
-def _named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
+def named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
+    """The model, with the name and the arguments that rebuild it, for :func:`patchflow.models.save`."""
     model.made_by = (name, arguments)  # pyright: ignore[reportArgumentType]
     return model
