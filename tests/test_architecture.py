@@ -29,6 +29,7 @@ FLOORS = [
         "saddle",
         "palm",
         "palm_optimizer",
+        "training_run",
         "generative_models",
     ],
     [

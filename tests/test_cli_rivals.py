@@ -270,7 +270,7 @@ def test_half_a_training_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PatchSampler, "__call__", interrupted)
     monkeypatch.setattr(
-        expectation_maximization._Whitening, "maximise", lambda *arguments: interrupted(None)
+        expectation_maximization.Whitening, "maximise", lambda *arguments: interrupted(None)
     )
     library = Library(tmp_path, 5.0, 0)
     for method in ("patchnr", "local-ar", "epll"):

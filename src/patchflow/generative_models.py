@@ -14,7 +14,7 @@ def patch_vae(
     size: int = 6,
     channels: int = 1,
     latent: int = 12,
-    hidden: int = 128,
+    hidden: int = 64,
     std: float = 0.05,
     padding: int = 0,
 ) -> PatchPrior:

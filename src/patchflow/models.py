@@ -23,6 +23,7 @@ from patchflow.patch_models import coupling_flow as coupling_flow
 from patchflow.patch_models import epll as epll
 from patchflow.patch_models import local_ar as local_ar
 from patchflow.patch_models import patch_nr as patch_nr
+from patchflow.patch_models import student_t as student_t
 from patchflow.patch_models import wpp as wpp
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,6 +42,7 @@ _MODELS = {
         patch_vae,
         pnn,
         single_image,
+        student_t,
         wpp,
     )
 }

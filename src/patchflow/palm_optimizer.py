@@ -95,8 +95,14 @@ class Palm(torch.optim.Optimizer):
         super().__init__([{"params": list(b.tensors), "name": b.name} for b in blocks], {"lr": lr})
         self.blocks, self.inertia, self.powers = list(blocks), inertia, powers
         self.curvature: Curvature = curvature
-        # Of each block, of its last step.
-        self.lipschitz = [math.nan] * len(blocks)
+
+    @property
+    def lipschitz(self) -> list[float]:
+        """The constants :math:`L_i` of the last step; nan before the first."""
+        return [
+            float(self.state.get(group["params"][0], {}).get("lipschitz", math.nan))
+            for group in self.param_groups
+        ]
 
     def step(self, closure: Callable[[], Tensor]) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Go through all blocks once, with the gradients of a closure.
@@ -135,7 +141,8 @@ class Palm(torch.optim.Optimizer):
             if number == 0:
                 loss = estimator.seen
             constant = self._constant(number, estimator, params, z, slope, seen)
-            self.lipschitz[number] = constant
+            # In the state, so that a resume knows it.
+            self.state[params[0]]["lipschitz"] = torch.tensor(constant, dtype=torch.float64)
             new = _descend(block, z, slope, group["lr"] / constant)
             assign(params, new)
             for p, before in zip(params, old, strict=True):
@@ -191,6 +198,9 @@ class Palm(torch.optim.Optimizer):
                 inner = sum(float((g * m).sum()) for g, m in zip(seen, moves, strict=True))
                 bound = estimator.seen + inner + 0.5 * constant * _norm(moves) ** 2
                 slack = 10 * torch.finfo(z[0].dtype).eps * abs(estimator.seen)
+                if 0.5 * constant * _norm(moves) ** 2 <= 100 * slack:
+                    # Rounding hides the curvature of so small a step: keep the last one.
+                    return constant if math.isnan(last) else last
                 estimator.passes += estimator.share
                 if value(estimator.terms) <= bound + slack:
                     return constant

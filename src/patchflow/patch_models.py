@@ -19,6 +19,7 @@ from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.priors.patch_mixture import PatchMixture
+from patchflow.priors.student_mixture import PatchStudentMixture
 from patchflow.priors.wasserstein import TransportCost
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -140,6 +141,39 @@ def epll(
         remove_mean=remove_mean,
     )
     return named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
+
+
+def student_t(
+    *, size: int = 6, channels: int = 1, components: int = 50, padding: int = 0
+) -> PatchPrior:
+    """The negative log-likelihood of a Student-t mixture on all patches of an image: EPLL with heavier tails.
+
+    As it is made here all components are the same; learn it with :func:`patchflow.learn_student_t`.
+
+    Args:
+        size: Side length of the patches in pixels.
+        channels: Channels of the images; a colour patch is one vector.
+        components: Number of components.
+        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
+
+    Raises:
+        InputError: If ``components`` is not positive.
+
+    References:
+        Peel, McLachlan, "Robust mixture modelling using the t distribution", 2000,
+        https://doi.org/10.1023/A:1008981510081
+    """
+    arguments = dict(locals())
+    if components < 1:
+        raise InputError(f"A mixture of {components} components is none; use at least 1.")
+    dim = channels * size**2
+    mixture = PatchStudentMixture(
+        torch.ones(components),
+        torch.zeros(components, dim),
+        torch.eye(dim).repeat(components, 1, 1),
+        torch.full((components,), 3.0),
+    )
+    return named(PatchPrior(mixture, size, channels, padding=padding), "student_t", arguments)
 
 
 def alr(

@@ -1,6 +1,8 @@
-"""``patchflow train patch-vae`` and ``patch-gan``: generative models of patches."""
+"""``patchflow train patch-vae``, ``patch-gan`` and ``student-t``: generative models of patches."""
 
 from __future__ import annotations
+
+import time
 
 from patchflow import models
 from patchflow.cli.slices import Units
@@ -8,6 +10,7 @@ from patchflow.cli.train import read_training
 from patchflow.cli.train_rivals import begin, finish
 from patchflow.learn import learn_patches
 from patchflow.learn_gan import learn_gan
+from patchflow.learn_mixture import learn_student_t
 from patchflow.numerics.patches import common_channels
 
 
@@ -19,7 +22,7 @@ def train_patch_vae(
     holdout: float = 0.1,
     size: int = 6,
     latent: int = 12,
-    hidden: int = 128,
+    hidden: int = 64,
     std: float = 0.05,
     padding: int = 0,
     dihedral: bool = False,
@@ -176,3 +179,74 @@ def train_patch_gan(
     }
     finish(target, prior, training, seed, summary, "train patch-gan", settings)
     print(f"{target}: {result.steps} steps in {result.seconds:.0f} s ({result.stopped}).")
+
+
+def train_student_t(
+    images: list[str],
+    *,
+    output: str = "student-t.safetensors",
+    size: int = 6,
+    components: int = 50,
+    padding: int = 0,
+    dihedral: bool = False,
+    count: int = 50_000,
+    floor: float = 1e-6,
+    tolerance: float = 1e-3,
+    steps: int = 500,
+    range: str | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Learn a Student-t mixture from the patches of one to six images, by expectation maximisation.
+
+    Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the mixture so far.
+
+    Args:
+        images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
+        output: Model file to write.
+        size: Side length of the patches in pixels.
+        components: Number of components.
+        padding: Reflected pixels around an image in reconstruction.
+        dihedral: Turn and mirror patches at random (for images without a preferred direction).
+        count: Number of patches, drawn at random; all, if there are fewer.
+        floor: Smallest eigenvalue of a scatter matrix, in squared units of the image.
+        tolerance: Stop when a step gains less than this many nats per patch.
+        steps: Stop after this many steps in any case.
+        range: Values LO:HI of the files that become 0 and 1.
+        units: hu: TIFF, .npy and HDF5 files are in Hounsfield units.
+        dataset: The data set of HDF5 files that have several.
+        grey: Convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+    """
+    settings = dict(locals())
+    target = begin(output, seed, threads)
+    training = read_training(images, range, units, dataset, grey)
+    begun = time.perf_counter()
+    prior, record = learn_student_t(
+        training,
+        size=size,
+        components=components,
+        padding=padding,
+        dihedral=dihedral,
+        count=count,
+        floor=floor,
+        tolerance=tolerance,
+        max_iterations=steps,
+        progress=True,
+    )
+    seconds = time.perf_counter() - begun
+    done = len(record.log_likelihood) - 1
+    summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
+    finish(target, prior, training, seed, summary, "train student-t", settings)
+    how = "converged" if record.converged else "not converged; give more --steps"
+    if record.interrupted:
+        how = "interrupted"
+    print(
+        f"{target}: {len(record.weights)} components of {float(record.degrees.min()):.2g} to "
+        f"{float(record.degrees.max()):.2g} degrees of freedom, log-likelihood {record.log_likelihood[-1]:.2f} nats "
+        f"per patch after {done} steps in {seconds:.0f} s ({how})."
+    )
