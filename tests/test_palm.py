@@ -153,15 +153,15 @@ def test_blocks_of_several_tensors_and_penalties():
     result = palm(
         lambda: 0.5 * (b @ t + c - a).square().sum(),
         [Block("all", [t, c], [stiefel(), box(0, 0)])],
-        powers=20,
-        steps=4000,
-        tolerance=1e-9,
+        powers=3,
+        steps=300,
+        tolerance=1e-7,
     )
     assert result.converged
     slope = b.T @ (b @ t.detach() - a)
     # At a critical point the gradient has no part that is tangent to the manifold.
     tangent = slope - t.detach() @ (slope.T @ t.detach())
-    assert float(tangent.abs().max()) < 1e-7
+    assert float(tangent.abs().max()) < 1e-6
     assert orthonormality_error(t.detach()) < 1e-12
     assert not c.detach().any()
 
