@@ -89,7 +89,7 @@ def learn_student_t(
     dihedral: bool = False,
     count: int | None = 50_000,
     floor: float | int = 1e-6,
-    tolerance: float | int = 1e-3,
+    tolerance: float | int = 5e-3,
     max_iterations: int = 500,
     progress: bool = False,
 ) -> tuple[PatchPrior, StudentFit]:

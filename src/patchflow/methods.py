@@ -40,7 +40,11 @@ class CriticSetting(NamedTuple):
 
 
 # By the model: highest PSNR on the validation image of super-resolution x4, see papers/prost2021_local_ar.py.
-CRITICS = {"alr": CriticSetting(20.0, 72, 0.02), "local_ar": CriticSetting(40.0, 45, 0.02)}
+CRITICS = {
+    "alr": CriticSetting(20.0, 72, 0.02),
+    "local_ar": CriticSetting(40.0, 45, 0.02),
+    "patch_gan": CriticSetting(20.0, 72, 0.02),
+}
 
 # What ``patchflow train`` calls a method's model, where that is another name.
 _TRAIN = {"patchnr": "patch-nr", "dpir": "denoiser", "pnp-pnn": "pnn"}
@@ -240,6 +244,18 @@ METHODS = {
             ("pnn",),
         ),
         Method(
+            "student-t",
+            solver(variational.reconstruct, prior=PatchPrior),
+            lambda likelihood, prior: variational.DEFAULT_WEIGHT,
+            ("student_t",),
+        ),
+        Method(
+            "patch-vae",
+            solver(variational.reconstruct, prior=PatchPrior),
+            lambda likelihood, prior: variational.DEFAULT_WEIGHT,
+            ("patch_vae",),
+        ),
+        Method(
             "patchnr",
             solver(variational.reconstruct, prior=PatchPrior),
             _patchnr_weight,
@@ -248,7 +264,7 @@ METHODS = {
     )
 }
 # Rows of tables that are a method with another model.
-_VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
+_VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr", "patch-gan": "local-ar"}
 
 
 def by_name(name: str) -> Method:

@@ -29,8 +29,8 @@ from patchflow.table import IMAGE_METRICS
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
-    *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
-    *("pnp-pnn", "dpir", "patchnr-90s", "patchnr", "dip-tv"),
+    *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "patch-gan"),
+    *("epll", "student-t", "patch-vae", "pnp-pnn", "dpir", "patchnr-90s", "patchnr", "dip-tv"),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")

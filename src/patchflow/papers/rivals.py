@@ -15,18 +15,22 @@ from patchflow.errors import InputError
 from patchflow.fit import Fit
 from patchflow.learn import learn_patches
 from patchflow.learn_denoiser import learn_denoiser
-from patchflow.learn_mixture import learn_epll
+from patchflow.learn_gan import learn_gan
+from patchflow.learn_mixture import learn_epll, learn_student_t
 from patchflow.learn_reference import learn_wpp
 from patchflow.methods import by_name
-from patchflow.models import drunet, patch_nr, pnn
+from patchflow.models import drunet, patch_gan, patch_nr, patch_vae, pnn
 from patchflow.networks.denoiser import Denoiser
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.priors.expectation_maximization import MixtureFit
+from patchflow.priors.student_maximization import StudentFit
 
 # Smoothing of wpp-sinkhorn, in squared units of the image; published (survey): 1e-4 with 10,000 reference patches.
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
 EPSILON = 1e-2
 SHORT_SECONDS = 90.0
+# Share of spoilt patches among the negatives of the critic of patch-gan.
+SPOILT = 0.5
 # Of patchNR. Highest PSNR on a part of the validation image of super-resolution, after 240 to 300 s on one core: 6 x 6
 # without smoothing 28.22 dB, with .01 28.21, with .02 28.27; 8 x 8 with .02 28.31.
 SIZE, SMOOTHING = 8, 0.02
@@ -54,7 +58,7 @@ class Lesson(NamedTuple):
 Teacher = Callable[[Lesson], nn.Module]
 
 
-def check_finished(record: Fit | MixtureFit) -> None:
+def check_finished(record: Fit | MixtureFit | StudentFit) -> None:
     """Refuse half a training, which later runs would read as a whole one.
 
     Raises:
@@ -73,6 +77,35 @@ def _epll(lesson: Lesson) -> nn.Module:
 
 def _local_ar(lesson: Lesson) -> nn.Module:
     prior, record = prost.learn(prost.SMALL, lesson.images, progress=True)
+    check_finished(record)
+    return prior
+
+
+def _student_t(lesson: Lesson) -> nn.Module:
+    prior, record = learn_student_t(lesson.images, progress=True)
+    check_finished(record)
+    return prior
+
+
+def _patch_gan(lesson: Lesson) -> nn.Module:
+    prior = patch_gan()
+    record = learn_gan(
+        prior, lesson.images, spoilt=SPOILT, steps=10**6, seconds=SHORT_SECONDS, progress=True
+    )
+    check_finished(record)
+    return prior
+
+
+def _patch_vae(lesson: Lesson) -> nn.Module:
+    prior = patch_vae()
+    record = learn_patches(
+        prior,
+        lesson.images,
+        lesson.validation,
+        steps=10**6,
+        seconds=SHORT_SECONDS,
+        progress=True,
+    )
     check_finished(record)
     return prior
 
@@ -117,6 +150,9 @@ TEACHERS: dict[str, Teacher] = {
     "wpp": lambda lesson: learn_wpp(lesson.images, scales=2),
     "wpp-sinkhorn": lambda lesson: learn_wpp(lesson.images, scales=2, epsilon=EPSILON),
     "local-ar": _local_ar,
+    "patch-gan": _patch_gan,
+    "student-t": _student_t,
+    "patch-vae": _patch_vae,
     "patchnr-90s": lambda lesson: _patchnr(lesson, SHORT_SECONDS),
     "patchnr": learn_patchnr,
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
