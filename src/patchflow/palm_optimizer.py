@@ -191,18 +191,19 @@ class Palm(torch.optim.Optimizer):
             return 1.0 if math.isnan(last) else last
         if self.curvature == "backtracking":
             constant = 1.0 if math.isnan(last) else last / 2
-            for _ in range(_TRIES):
+            for trial in range(_TRIES):
                 new = _descend(block, z, seen, 1 / constant)
                 assign(params, new)
                 moves = [n - p for n, p in zip(new, z, strict=True)]
                 inner = sum(float((g * m).sum()) for g, m in zip(seen, moves, strict=True))
                 bound = estimator.seen + inner + 0.5 * constant * _norm(moves) ** 2
                 slack = 10 * torch.finfo(z[0].dtype).eps * abs(estimator.seen)
-                if 0.5 * constant * _norm(moves) ** 2 <= 100 * slack:
+                length = _norm(moves)
+                if trial == 0 and 0.5 * constant * length**2 <= 100 * slack:
                     # Rounding hides the curvature of so small a step: keep the last one.
                     return constant if math.isnan(last) else last
                 estimator.passes += estimator.share
-                if value(estimator.terms) <= bound + slack:
+                if length > 0 and value(estimator.terms) <= bound + slack:
                     return constant
                 constant *= 2
             constant = math.inf
