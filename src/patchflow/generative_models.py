@@ -34,7 +34,7 @@ def patch_vae(
         Kingma, Welling, "Auto-encoding variational Bayes", 2014, https://arxiv.org/abs/1312.6114
     """
     arguments = dict(locals())
-    # On a corner of the validation image of super-resolution, after 90 s on a loaded core (2,600 steps): 12 latent
+    # On a part of the validation image of super-resolution, after 90 s on a loaded core (2,600 steps): 12 latent
     # variables 28.40 dB, 20 of them 28.29 dB (weight 0.1; 0.05 and 0.2 are worse); bicubic interpolation 25.75 dB.
     energy = Autoencoder(channels * size**2, latent, hidden=hidden, std=std)
     return named(PatchPrior(energy, size, channels, padding=padding), "patch_vae", arguments)

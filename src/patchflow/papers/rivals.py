@@ -29,7 +29,7 @@ from patchflow.priors.student_maximization import StudentFit
 # Highest PSNR on the validation image of super-resolution among 0, 1e-3, 1e-2.
 EPSILON = 1e-2
 SHORT_SECONDS = 90.0
-# Share of spoilt patches among the negatives of the critic of patch-gan. Highest PSNR on a corner of the validation image
+# Share of spoilt patches among the negatives of the critic of patch-gan. Highest PSNR on a part of the validation image
 # of super-resolution, after 60 s on a loaded core (200 steps): 27.97 dB with the weight 20; 27.86 dB without them.
 SPOILT = 0.5
 # Of patchNR. Highest PSNR on a part of the validation image of super-resolution, after 240 to 300 s on one core: 6 x 6
