@@ -18,7 +18,8 @@ from patchflow.errors import NumericalError
 from patchflow.methods import METHODS, Task
 from patchflow.metrics import psnr
 from patchflow.papers import image_problems, image_tables
-from patchflow.papers.rivals import Library
+from patchflow.papers.library import Library
+from patchflow.papers.rivals import TEACHERS
 from patchflow.reconstruct.automatic_weight import choose_weight
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -34,7 +35,7 @@ parser.add_argument("--json", type=Path, default=Path("benchmarks/results/auto-w
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 arguments.models.mkdir(parents=True, exist_ok=True)
-library = Library(arguments.models, 300.0, 0)
+library = Library(arguments.models, 300.0, 0, TEACHERS)
 rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
 

@@ -19,7 +19,8 @@ from patchflow.errors import NumericalError
 from patchflow.methods import Task, by_name
 from patchflow.metrics import psnr
 from patchflow.papers import image_problems, image_tables
-from patchflow.papers.rivals import Library
+from patchflow.papers.library import Library
+from patchflow.papers.rivals import TEACHERS
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
@@ -37,7 +38,7 @@ parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune.j
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 arguments.models.mkdir(parents=True, exist_ok=True)
-library = Library(arguments.models, arguments.seconds, 0)
+library = Library(arguments.models, arguments.seconds, 0, TEACHERS)
 results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
 

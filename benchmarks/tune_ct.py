@@ -16,7 +16,7 @@ from patchflow.metrics import psnr
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as tables
 from patchflow.papers import tomography_cases as slices
-from patchflow.papers.rivals import Library
+from patchflow.papers.library import Library
 from patchflow.tomography_methods import Options, Task
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -18,7 +18,8 @@ from patchflow.methods import METHODS, solver
 from patchflow.numerics.patches import PatchSampler
 from patchflow.papers import image_problems, image_tables
 from patchflow.papers.comparison import Case, compare
-from patchflow.papers.rivals import Library
+from patchflow.papers.library import Library
+from patchflow.papers.rivals import TEACHERS
 from patchflow.priors import expectation_maximization
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.problems.likelihood import GaussianLikelihood
@@ -270,9 +271,9 @@ def test_half_a_training_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PatchSampler, "__call__", interrupted)
     monkeypatch.setattr(
-        expectation_maximization._Whitening, "maximise", lambda *arguments: interrupted(None)
+        expectation_maximization.Whitening, "maximise", lambda *arguments: interrupted(None)
     )
-    library = Library(tmp_path, 5.0, 0)
+    library = Library(tmp_path, 5.0, 0, TEACHERS)
     for method in ("patchnr", "local-ar", "epll"):
         with pytest.raises(KeyboardInterrupt):
             library.prior(method, "m", lambda: ([waves(96, 96)], [waves(96, 96)]))
@@ -282,9 +283,9 @@ def test_half_a_training_is_not_kept(tmp_path, monkeypatch):
 def test_a_library_reads_the_models_of_its_methods_only(tmp_path):
     pf.save(tmp_path / "patchnr-m.safetensors", pf.epll(size=3, components=2))
     with pytest.raises(InputError, match="patchnr does not take a model of epll"):
-        Library(tmp_path, 5.0, 0).prior("patchnr", "m", lambda: ([], []))
+        Library(tmp_path, 5.0, 0, TEACHERS).prior("patchnr", "m", lambda: ([], []))
     with pytest.raises(InputError, match="no folder"):
-        Library(tmp_path / "missing", 5.0, 0)
+        Library(tmp_path / "missing", 5.0, 0, TEACHERS)
 
 
 def test_measurements_are_those_of_the_problem(data):

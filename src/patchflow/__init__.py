@@ -1,6 +1,7 @@
 """Inverse problems with priors learned from the patches of a few images."""
 
 from patchflow.chains.adaptation import adapt as adapt
+from patchflow.chains.autoencoder import Autoencoder as Autoencoder
 from patchflow.chains.bijections import ActNorm as ActNorm
 from patchflow.chains.bijections import AffineCoupling as AffineCoupling
 from patchflow.chains.bijections import InvertibleLinear as InvertibleLinear
@@ -70,7 +71,9 @@ from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
 from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
 from patchflow.learn_fbp_unet import learn_fbp_unet as learn_fbp_unet
+from patchflow.learn_gan import learn_gan as learn_gan
 from patchflow.learn_mixture import learn_epll as learn_epll
+from patchflow.learn_mixture import learn_student_t as learn_student_t
 from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
@@ -93,11 +96,14 @@ from patchflow.models import fbp_unet as fbp_unet
 from patchflow.models import load as load
 from patchflow.models import load_dncnn as load_dncnn
 from patchflow.models import local_ar as local_ar
+from patchflow.models import patch_gan as patch_gan
 from patchflow.models import patch_nr as patch_nr
+from patchflow.models import patch_vae as patch_vae
 from patchflow.models import pnn as pnn
 from patchflow.models import proximal_residual_flow as proximal_residual_flow
 from patchflow.models import residual_flow as residual_flow
 from patchflow.models import save as save
+from patchflow.models import student_t as student_t
 from patchflow.models import wpp as wpp
 from patchflow.models import wpp_flow as wpp_flow
 from patchflow.models import wpp_net as wpp_net
@@ -106,6 +112,11 @@ from patchflow.numerics.weights import effective_sample_size as effective_sample
 from patchflow.numerics.weights import log_evidence as log_evidence
 from patchflow.numerics.weights import pareto_smoothed as pareto_smoothed
 from patchflow.numerics.weights import resample as resample
+from patchflow.palm import PalmResult as PalmResult
+from patchflow.palm import palm as palm
+from patchflow.palm import spring as spring
+from patchflow.palm_optimizer import Block as Block
+from patchflow.palm_optimizer import Palm as Palm
 from patchflow.posterior_models import conditional_snf as conditional_snf
 from patchflow.posterior_models import interleaved_snf as interleaved_snf
 from patchflow.posterior_models import joint_batches as joint_batches

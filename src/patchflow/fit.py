@@ -27,11 +27,8 @@ from tqdm import tqdm
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
-from patchflow.io.checkpoint import load_into, load_state, save_state
-from patchflow.numerics.precision import Precision, autocast
-
-# How often the loss is recorded and the progress line renewed.
-_REPORT_EVERY = 50
+from patchflow.numerics.precision import Precision
+from patchflow.training_run import REPORT_EVERY, MakeOptimizer, TrainingRun
 
 
 class Fit(NamedTuple):
@@ -60,6 +57,7 @@ def fit(
     *,
     steps: int,
     lr: float = 1e-3,
+    optimizer: MakeOptimizer | None = None,
     schedule: str = "cosine",
     warmup: int = 500,
     average: float = 0.0,
@@ -75,8 +73,8 @@ def fit(
 ) -> Fit:
     r"""Lower the mean of ``energy`` over random batches in its parameters, and leave them frozen.
 
-    Adam with a linear warm-up and a cosine decay to zero (``schedule="cosine"``), or at a constant rate
-    (``schedule="constant"``, the published procedure). With validation, the parameters end at their best
+    Adam (or another optimiser) with a linear warm-up and a cosine decay to zero (``schedule="cosine"``), or at a
+    constant rate (``schedule="constant"``, the published procedure). With validation, the parameters end at their best
     validated state. Interrupting (Ctrl-C) keeps the best state so far. A resumed run ends at the same
     parameters as an uninterrupted one, bit by bit, on a CPU and without ``budget``.
 
@@ -85,7 +83,9 @@ def fit(
         batches: Returns a batch (batch, dim), or a pair of batch and conditions, at each call; randomness from torch's
             global generator.
         steps: Number of steps.
-        lr: Peak learning rate.
+        lr: Peak learning rate; of :class:`patchflow.palm_optimizer.Palm` the peak of its factor of the step, about 0.5.
+        optimizer: Makes the optimiser of the trainable parameters, given by name; Adam by default. With
+            ``lambda parameters: Palm([Block("all", list(parameters.values()))])`` it is PALM on each batch.
         schedule: ``"cosine"`` or ``"constant"``.
         warmup: Steps of linear warm-up, at most a tenth of ``steps``.
         average: Decay of an exponential moving average of the parameters; when positive, the average is what is
@@ -117,7 +117,7 @@ def fit(
         )
     if schedule not in ("cosine", "constant"):
         raise InputError(f"The schedule is {schedule!r}; use 'cosine' or 'constant'.")
-    run = _Run(energy, parameters, average, lr, precision)
+    run = TrainingRun(energy, parameters, average, lr, precision, optimizer)
     if resume:
         if checkpoint is None:
             raise InputError(
@@ -141,7 +141,7 @@ def fit(
                 rate *= 0.5 * (1 + math.cos(math.pi * done))
             run.random = torch.get_rng_state()  # an interrupted step is resumed at its beginning
             run.advance(batches(), lr * rate)
-            if run.step % _REPORT_EVERY == 0:
+            if run.step % REPORT_EVERY == 0:
                 bar.update(run.step - bar.n)
                 shown = {} if math.isnan(run.best) else {"best": f"{run.best:.2f}"}
                 bar.set_postfix(shown, loss=f"{run.losses[-1]:.2f}", refresh=False)
@@ -168,133 +168,3 @@ def fit(
         run.record(validate)
     run.keep(validate)
     return Fit(run.step, run.losses, run.validation, run.best, run.seconds, stopped)
-
-
-class _Run:
-    """The state of a training run: everything that a resume needs, and nothing else."""
-
-    def __init__(
-        self,
-        energy: Energy,
-        parameters: dict[str, torch.nn.Parameter],
-        average: float,
-        lr: float,
-        precision: Precision,
-    ) -> None:
-        self.energy, self.parameters, self.average = energy, parameters, average
-        self.precision: Precision = precision
-        self.optimizer = torch.optim.Adam(list(parameters.values()), lr=lr, fused=True)
-        self.step, self.seconds, self.since_best = 0, 0.0, 0
-        self.losses: list[float] = []
-        self.block: list[float] = []
-        self.validation: list[tuple[int, float]] = []
-        self.best = math.nan
-        self.random = torch.get_rng_state()
-        self.best_state: dict[str, Tensor] | None = None
-        self.averaged = (
-            {name: p.detach().clone() for name, p in parameters.items()} if average else None
-        )
-
-    def advance(self, batch: Tensor | tuple[Tensor, Tensor], lr: float) -> None:
-        """One step of Adam."""
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        x, condition = (batch, None) if isinstance(batch, Tensor) else batch
-        with autocast(x, self.precision):
-            loss = self.energy(x, condition).mean()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NumericalError(
-                f"The training loss is {value} at step {self.step}; the best state so far is kept: use a smaller lr "
-                f"than {self.optimizer.defaults['lr']:g}, or check the data."
-            )
-        loss.backward()
-        self.optimizer.step()
-        self.step += 1
-        self.block.append(value)
-        if self.step % _REPORT_EVERY == 0:
-            self.losses.append(sum(self.block) / len(self.block))
-            self.block.clear()
-        if self.averaged is not None:
-            # The decay grows to its value, so that the start is forgotten.
-            decay = min(self.average, (1 + self.step) / (10 + self.step))
-            for name, p in self.parameters.items():
-                self.averaged[name].lerp_(p.detach(), 1 - decay)
-
-    def record(self, validate: Callable[[], float]) -> None:
-        """Validate, and remember the state if it is the best."""
-        current = {name: p.detach().clone() for name, p in self.parameters.items()}
-        if self.averaged is not None:
-            self._assign(self.averaged)
-        with torch.no_grad():
-            value = validate()
-        candidate = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._assign(current)
-        self.validation.append((self.step, value))
-        if not value >= self.best:
-            self.best, self.best_state, self.since_best = value, candidate, 0
-        else:
-            self.since_best += 1
-
-    def keep(self, validate: Callable[[], float] | None) -> None:
-        """Leave the energy in its best (or averaged, or last) state, frozen."""
-        if validate is not None and self.best_state is not None:
-            self._assign(self.best_state)
-        elif self.averaged is not None:
-            self._assign(self.averaged)
-        self.energy.requires_grad_(False)
-        for parameter in self.parameters.values():
-            parameter.grad = None
-
-    def save(self, path: Path) -> None:
-        """Write the state; see :func:`patchflow.io.checkpoint.save_state`."""
-        tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
-        for name, p in self.parameters.items():
-            for key, value in self.optimizer.state[p].items():
-                tensors[f"adam.{key}.{name}"] = value
-        for prefix, group in (("average", self.averaged), ("best", self.best_state)):
-            tensors |= {f"{prefix}.{name}": value for name, value in (group or {}).items()}
-        tensors["random"] = self.random
-        record = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "since_best": self.since_best,
-            "losses": self.losses,
-            "block": self.block,
-            "validation": self.validation,
-            "best": None if math.isnan(self.best) else self.best,
-        }
-        save_state(path, tensors, record)
-
-    def load(self, path: Path) -> None:
-        """Read the state that :meth:`save` wrote."""
-        tensors, record = load_state(path)
-
-        def group(prefix: str) -> dict[str, Tensor]:
-            start = len(prefix) + 1
-            return {
-                name[start:]: value
-                for name, value in tensors.items()
-                if name.startswith(f"{prefix}.")
-            }
-
-        state = self.energy.state_dict() | group("parameter")
-        load_into(self.energy, state, path)
-        for name, p in self.parameters.items():
-            self.optimizer.state[p] = {
-                key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        if self.averaged is not None:
-            self.averaged = group("average")
-        self.best_state = group("best") or None
-        torch.set_rng_state(tensors["random"])
-        self.step, self.seconds = record["step"], record["seconds"]
-        self.since_best = record["since_best"]
-        self.losses, self.block = record["losses"], record["block"]
-        self.validation = [(step, value) for step, value in record["validation"]]
-        self.best = math.nan if record["best"] is None else record["best"]
-
-    @torch.no_grad()
-    def _assign(self, state: dict[str, Tensor]) -> None:
-        for name, p in self.parameters.items():
-            p.copy_(state[name])

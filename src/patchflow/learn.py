@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchflow.chains.autoencoder import Autoencoder
 from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
 from patchflow.numerics.patches import PatchSampler, extract_patches, hold_out
@@ -45,7 +46,7 @@ def learn_patches(
     r"""Fit the patch energy of ``prior`` to all patches of the images, and leave it frozen at its best validated state.
 
     A prior with ``smoothing`` sees each patch with fresh noise of that standard deviation; of less, if the images are
-    noisy themselves.
+    noisy themselves. A variational autoencoder learns by random draws and is validated without them.
 
     Args:
         prior: The prior to train.
@@ -62,7 +63,7 @@ def learn_patches(
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop early after this many validations (every 100 to 250 steps) without improvement.
         seconds: Time limit; the schedule ends with it.
-        precision: Precision of the networks during training.
+        precision: Precision of the networks during training; autoencoders always learn in float32.
         preset: ``"paper"`` is the published procedure: 750,000 steps of 32 patches at a constant rate of 1e-4,
             in float32. It overrides ``batch``, ``steps``, ``lr``, ``schedule``, ``warmup``, ``average`` and
             ``precision``.
@@ -98,7 +99,7 @@ def learn_patches(
     patches = validation_patches(validation, prior.size, noise=added)
     energy = prior.patch_energy
     return fit(
-        energy,
+        energy.sampled() if isinstance(energy, Autoencoder) else energy,
         sampler,
         steps=steps,
         lr=lr,
@@ -109,7 +110,7 @@ def learn_patches(
         validate_every=min(250, max(100, steps // 40)),
         patience=patience,
         budget=seconds,
-        precision=precision,
+        precision="float32" if isinstance(energy, Autoencoder) else precision,
         checkpoint=checkpoint,
         resume=resume,
         progress=progress,

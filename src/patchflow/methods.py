@@ -46,7 +46,11 @@ class CriticSetting(NamedTuple):
 
 
 # By the model: highest PSNR on the validation image of super-resolution x4, see papers/prost2021_local_ar.py.
-CRITICS = {"alr": CriticSetting(20.0, 72, 0.02), "local_ar": CriticSetting(40.0, 45, 0.02)}
+CRITICS = {
+    "alr": CriticSetting(20.0, 72, 0.02),
+    "local_ar": CriticSetting(40.0, 45, 0.02),
+    "patch_gan": CriticSetting(20.0, 72, 0.02),
+}
 
 # What ``patchflow train`` calls a method's model, where that is another name.
 _TRAIN = {"patchnr": "patch-nr", "dpir": "denoiser", "pnp-pnn": "pnn"}
@@ -258,6 +262,15 @@ METHODS = {
             lambda likelihood, prior: plug_and_play.PNN_WEIGHT,
             ("pnn",),
         ),
+        *(
+            Method(
+                name,
+                solver(variational.reconstruct, prior=PatchPrior),
+                lambda likelihood, prior: variational.DEFAULT_WEIGHT,
+                (name.replace("-", "_"),),
+            )
+            for name in ("student-t", "patch-vae")
+        ),
         Method(
             "patchnr",
             solver(variational.reconstruct, prior=PatchPrior),
@@ -284,7 +297,7 @@ METHODS = {
 # Methods that have no weight, or had it in their training.
 WEIGHTLESS = ("single-image", "acnn", "wpp-net", "wpp-flow")
 # Rows of tables that are a method with another model.
-_VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr"}
+_VARIANTS = {"wpp-sinkhorn": "wpp", "patchnr-90s": "patchnr", "patch-gan": "local-ar"}
 
 
 def by_name(name: str) -> Method:

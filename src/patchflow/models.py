@@ -16,6 +16,8 @@ from patchflow.errors import InputError
 from patchflow.flow_models import continuous_flow as continuous_flow
 from patchflow.flow_models import proximal_residual_flow as proximal_residual_flow
 from patchflow.flow_models import residual_flow as residual_flow
+from patchflow.generative_models import patch_gan as patch_gan
+from patchflow.generative_models import patch_vae as patch_vae
 from patchflow.image_models import single_image as single_image
 from patchflow.io.checkpoint import ModelHeader, load_into, load_model, save_model
 from patchflow.io.images import fingerprint
@@ -24,6 +26,7 @@ from patchflow.patch_models import coupling_flow as coupling_flow
 from patchflow.patch_models import epll as epll
 from patchflow.patch_models import local_ar as local_ar
 from patchflow.patch_models import patch_nr as patch_nr
+from patchflow.patch_models import student_t as student_t
 from patchflow.patch_models import wpp as wpp
 from patchflow.resolution_models import acnn as acnn
 from patchflow.resolution_models import wpp_flow as wpp_flow
@@ -44,11 +47,14 @@ _MODELS = {
         epll,
         fbp_unet,
         local_ar,
+        patch_gan,
         patch_nr,
+        patch_vae,
         pnn,
         proximal_residual_flow,
         residual_flow,
         single_image,
+        student_t,
         wpp,
         wpp_flow,
         wpp_net,

@@ -19,6 +19,7 @@ from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.priors.patch_mixture import PatchMixture
+from patchflow.priors.student_mixture import PatchStudentMixture
 from patchflow.priors.wasserstein import TransportCost
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -57,7 +58,7 @@ def coupling_flow(
     for layer in range(layers):
         kernels.append(AffineCoupling(dim, condition_dim, hidden=hidden, depth=depth, clamp=clamp))
         kernels.append(random_permutation(dim, seed=layer + 1))
-    return _named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
+    return named(Flow(StandardNormal(dim), Chain(*kernels)), "coupling_flow", arguments)
 
 
 def patch_nr(
@@ -101,7 +102,7 @@ def patch_nr(
     prior = PatchPrior(
         flow, size, channels, padding=padding, smoothing=smoothing, precision=precision
     )
-    return _named(prior, "patch_nr", arguments)
+    return named(prior, "patch_nr", arguments)
 
 
 def epll(
@@ -139,7 +140,40 @@ def epll(
         torch.eye(dim).repeat(components, 1, 1),
         remove_mean=remove_mean,
     )
-    return _named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
+    return named(PatchPrior(mixture, size, channels, padding=padding), "epll", arguments)
+
+
+def student_t(
+    *, size: int = 6, channels: int = 1, components: int = 50, padding: int = 0
+) -> PatchPrior:
+    """The negative log-likelihood of a Student-t mixture on all patches of an image: EPLL with heavier tails.
+
+    As it is made here all components are the same; learn it with :func:`patchflow.learn_student_t`.
+
+    Args:
+        size: Side length of the patches in pixels.
+        channels: Channels of the images; a colour patch is one vector.
+        components: Number of components.
+        padding: Reflected pixels around the image; see :class:`patchflow.priors.patch.PatchPrior`.
+
+    Raises:
+        InputError: If ``components`` is not positive.
+
+    References:
+        Peel, McLachlan, "Robust mixture modelling using the t distribution", 2000,
+        https://doi.org/10.1023/A:1008981510081
+    """
+    arguments = dict(locals())
+    if components < 1:
+        raise InputError(f"A mixture of {components} components is none; use at least 1.")
+    dim = channels * size**2
+    mixture = PatchStudentMixture(
+        torch.ones(components),
+        torch.zeros(components, dim),
+        torch.eye(dim).repeat(components, 1, 1),
+        torch.full((components,), 3.0),
+    )
+    return named(PatchPrior(mixture, size, channels, padding=padding), "student_t", arguments)
 
 
 def alr(
@@ -175,7 +209,7 @@ def alr(
     layers = [Layer(64, 3, 1, 1), Layer(128, 3, 2, 1), Layer(1, (size + 1) // 2, 2)]
     critic = PatchCritic(layers, size, channels, slope=0.2, bias=False)
     prior = PatchPrior(critic, size, channels, padding=padding, precision=precision)
-    return _named(prior, "alr", arguments)
+    return named(prior, "alr", arguments)
 
 
 def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "auto") -> CriticPrior:
@@ -203,7 +237,7 @@ def local_ar(*, channels: int = 1, padding: int = 0, precision: Precision = "aut
         Layer(32, 1),
     ]
     critic = PatchCritic(layers, 13, channels, slope=0.0, bias=True)
-    return _named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
+    return named(CriticPrior(critic, padding=padding, precision=precision), "local_ar", arguments)
 
 
 def wpp(
@@ -251,9 +285,10 @@ def wpp(
         for _ in range(scales)
     ]
     priors = [PatchPrior(cost, size, channels, padding=padding) for cost in costs]
-    return _named(MultiscalePrior(priors), "wpp", arguments)
+    return named(MultiscalePrior(priors), "wpp", arguments)
 
 
-def _named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
+def named(model: Model, name: str, arguments: dict[str, Any]) -> Model:
+    """The model, with the name and the arguments that rebuild it, for :func:`patchflow.models.save`."""
     model.made_by = (name, arguments)  # pyright: ignore[reportArgumentType]
     return model

@@ -64,18 +64,19 @@ class GaussianStep(Conditional):
 
     def draw(self, a: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw; see :meth:`Conditional.draw`."""
-        mean, log_std = self._law(a, condition)
+        mean, log_std = self.law(a, condition)
         noise = torch.randn_like(mean)
-        return mean + log_std.exp() * noise, _log_normal(noise, log_std)
+        return mean + log_std.exp() * noise, log_normal(noise, log_std)
 
     def log_prob(
         self, b: Tensor, a: Tensor, condition: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
         """The normalised log-density; see :meth:`Conditional.log_prob`."""
-        mean, log_std = self._law(a, condition)
-        return _log_normal((b - mean) * (-log_std).exp(), log_std)
+        mean, log_std = self.law(a, condition)
+        return log_normal((b - mean) * (-log_std).exp(), log_std)
 
-    def _law(self, a: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def law(self, a: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean and the logarithm of the standard deviation, (batch, outputs) each."""
         out = self.net(joined(a, condition))
         start = math.log(self.std)
         if not self.learned:
@@ -163,14 +164,14 @@ class DiffusionForward(Conditional):
         """Draw; see :meth:`Conditional.draw`."""
         noise = torch.randn_like(a)
         b = self.mean(a, condition) + math.exp(self.log_std) * noise
-        return b, _log_normal(noise, torch.full_like(noise, self.log_std))
+        return b, log_normal(noise, torch.full_like(noise, self.log_std))
 
     def log_prob(
         self, b: Tensor, a: Tensor, condition: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
         """The normalised log-density; see :meth:`Conditional.log_prob`."""
         white = (b - self.mean(a, condition)) * math.exp(-self.log_std)
-        return _log_normal(white, torch.full_like(white, self.log_std))
+        return log_normal(white, torch.full_like(white, self.log_std))
 
     def mean(self, a: Tensor, condition: Tensor | None) -> Tensor:
         """The mean of the step."""
@@ -244,6 +245,14 @@ def diffusion(
     )
 
 
-def _log_normal(white: Tensor, log_std: Tensor) -> Tensor:
+def log_normal(
+    white: Float[Tensor, "batch dim"], log_std: Float[Tensor, "batch dim"]
+) -> Float[Tensor, " batch"]:
+    """The log-density of a normal law with independent coordinates.
+
+    Args:
+        white: The points, less the mean and divided by the standard deviation.
+        log_std: The logarithm of the standard deviation.
+    """
     constant = 0.5 * white.shape[1] * math.log(2 * math.pi)
     return -0.5 * white.square().sum(1) - log_std.sum(1) - constant

@@ -26,6 +26,8 @@ ImageMethod = Literal[
     "epll",
     "wpp",
     "local-ar",
+    "student-t",
+    "patch-vae",
     "tv",
     "tgv",
     "tikhonov",
@@ -49,7 +51,7 @@ SPLITTING = {
     "pnp-pnn": ("step", "root mean square"),
 }
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid.
-_VARIATIONAL = ("patchnr", "local-ar")
+_VARIATIONAL = ("patchnr", "local-ar", "student-t", "patch-vae")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Solver:
 
     Attributes:
         method: The method.
-        steps: Number of steps; of patchnr and local-ar, as the next three.
+        steps: Number of steps; of the methods by Adam or L-BFGS, as the next three.
         stride: Stride of the patch grid.
         lr: Peak step of Adam.
         solver: Adam or L-BFGS.

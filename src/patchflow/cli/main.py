@@ -22,6 +22,7 @@ from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_denoisers import train_denoiser, train_pnn
 from patchflow.cli.train_fbp_unet import train_fbp_unet
+from patchflow.cli.train_generative import train_patch_gan, train_patch_vae, train_student_t
 from patchflow.cli.train_resolution import train_acnn
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
 from patchflow.cli.train_single_image import train_single_image
@@ -34,6 +35,13 @@ from patchflow.io.checkpoint import library_version
 _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = {
     ("train", "patch-nr"): (train_patch_nr, "images", "learn a patchNR from one to six images"),
     ("train", "epll"): (train_epll, "images", "learn the Gaussian mixture of EPLL"),
+    ("train", "student-t"): (train_student_t, "images", "learn a Student-t mixture of patches"),
+    ("train", "patch-vae"): (train_patch_vae, "images", "learn a variational autoencoder"),
+    ("train", "patch-gan"): (
+        train_patch_gan,
+        "images",
+        "learn a generator of patches and its critic, for local-ar",
+    ),
     ("train", "wpp"): (train_wpp, "images", "draw the patches of the Wasserstein patch prior"),
     ("train", "local-ar"): (
         train_local_ar,

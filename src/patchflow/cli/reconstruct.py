@@ -90,15 +90,16 @@ def reconstruct(
         output: Image to write, by default reconstruction.png; .tif and .npy keep floating-point values. For ct .tif
             (reconstruction.tif), .npy, or with --template a new folder for a DICOM series.
         method: patchnr, epll, wpp (Wasserstein patch prior), local-ar (local adversarial regulariser), tv (total
-            variation), tgv (generalised, of second order), tikhonov (closed form, periodic operators), bm3d (plug and
-            play; extra bm3d), dip-tv (deep image prior), dpir (plug and play with a denoiser of many levels), pnp-pnn
-            (with a proximal network, convergent), single-image (a network trained for this measurement), acnn or
-            wpp-net (the same for super-resolution, from pairs or without), wpp-flow (the mean of samples, whose
-            standard deviation the report shows); for ct patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered
-            backprojection) or fbp-unet (corrected by a network that was trained for this scan).
-        prior: The model file of patchflow train patch-nr, epll, wpp, local-ar, denoiser, pnn, single-image, acnn,
-            wpp-net, wpp-flow or fbp-unet, whichever the method needs; for dpir also published weights of a DnCNN
-            (.safetensors).
+            variation), student-t (Student-t mixture), patch-vae (variational autoencoder), tgv (generalised, of second
+            order), tikhonov (closed form, periodic operators), bm3d (plug and play; extra bm3d), dip-tv (deep image
+            prior), dpir (plug and play with a denoiser of many levels), pnp-pnn (with a proximal network, convergent),
+            single-image (a network trained for this measurement), acnn or wpp-net (the same for super-resolution, from
+            pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
+            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered backprojection) or fbp-unet (corrected by a
+            network that was trained for this scan).
+        prior: The model file of patchflow train patch-nr, epll, student-t, wpp, local-ar (or patch-gan), patch-vae,
+            denoiser, pnn, single-image, acnn, wpp-net, wpp-flow or fbp-unet, whichever the method needs; for dpir also
+            published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
@@ -111,16 +112,16 @@ def reconstruct(
         weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
             beside the discrepancy principle (about twenty reconstructions; of a stack for ct, on the first slice).
             patchnr: 0.1 suits any noise level, as the data term contains it (0.2 if it was trained with --smoothing);
-            epll 0.2; wpp 100; dpir 0.23; pnp-pnn 1; tv and tgv: 0.56/noise times the share of pixels that were
-            measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if directions
-            are missing.
+            student-t and patch-vae 0.1; epll 0.2; wpp 100; dpir 0.23; pnp-pnn 1; tv and tgv: 0.56/noise times the share
+            of pixels that were measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if
+            directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: The blur kernel, an image or .npy file; super-resolution: by default a Gaussian of half the scale.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver: patchnr 400, local-ar 72. ct: 1000 if directions are missing; tv and tgv: at most
-            1000, fewer once the duality gap is closed.
+        steps: Steps of the solver: patchnr, student-t and patch-vae 400, local-ar 72. ct: 1000 if directions are
+            missing; tv and tgv: at most 1000, fewer once the duality gap is closed.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.

@@ -21,8 +21,9 @@ from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import ImageProblem
+from patchflow.papers.library import Images, Library
 from patchflow.papers.pictures import Outcome, first_pictures
-from patchflow.papers.rivals import Images, Library
+from patchflow.papers.rivals import TEACHERS
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Shape
@@ -31,18 +32,9 @@ from patchflow.table import IMAGE_METRICS
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
-    *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "epll"),
-    *(
-        "pnp-pnn",
-        "dpir",
-        "acnn",
-        "wpp-net",
-        "wpp-flow",
-        "single-image",
-        "patchnr-90s",
-        "patchnr",
-        "dip-tv",
-    ),
+    *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "patch-gan"),
+    *("epll", "student-t", "patch-vae", "pnp-pnn", "dpir", "acnn", "wpp-net", "wpp-flow"),
+    *("single-image", "patchnr-90s", "patchnr", "dip-tv"),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")
@@ -86,7 +78,7 @@ def run(
     check_choice(methods, METHODS)
     if images is not None and images < 1:
         raise InputError(f"The number of images is {images} but must be at least 1.")
-    library = Library(models, seconds, seed)
+    library = Library(models, seconds, seed, TEACHERS)
     groups = problems.PROBLEMS[name]
     cases = []
     for problem in groups:

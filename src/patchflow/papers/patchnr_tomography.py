@@ -31,8 +31,9 @@ from patchflow.papers import tomography_cases as slices
 from patchflow.papers.altekrueger2023_patchnr import CT_PADDING
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import Region
+from patchflow.papers.library import Images, Lesson, Library, Teacher, check_finished
 from patchflow.papers.pictures import Outcome, first_pictures
-from patchflow.papers.rivals import Images, Lesson, Library, Teacher, check_finished, learn_patchnr
+from patchflow.papers.rivals import learn_patchnr
 from patchflow.papers.tomography_cases import KERNELS, TRAINING_SLICES
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import to_hounsfield

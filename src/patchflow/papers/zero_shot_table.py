@@ -22,8 +22,9 @@ from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED_ZERO_SHOT
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
 from patchflow.papers.image_problems import Region
+from patchflow.papers.library import Lesson, check_finished
 from patchflow.papers.pictures import Outcome, first_pictures
-from patchflow.papers.rivals import TEACHERS, Lesson, check_finished
+from patchflow.papers.rivals import TEACHERS
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood

@@ -86,12 +86,12 @@ def fit_mixture(
     Raises:
         InputError: If there are too few different points, one is not finite, or a number is out of range.
     """
-    _check(points, components, floor, max_iterations)
+    check_points(points, components, floor, max_iterations)
     count, dim = points.shape
-    space = _Whitening(points, floor)
+    space = Whitening(points, floor)
     z = space.whiten(points)
     if start is None:
-        mixture = _start(points, components, floor)
+        mixture = start_mixture(points, components, floor)
     else:
         mixture = start.weights.double(), start.means.double(), start.covariances.double()
     before, history = mixture, []
@@ -122,7 +122,7 @@ def fit_mixture(
     return MixtureFit(weights, means, covariances, history, converged, interrupted)
 
 
-class _Whitening:
+class Whitening:
     """The coordinates in which the points have mean zero and covariance one; parameters stay in those of the user."""
 
     def __init__(self, points: Tensor, floor: float | int) -> None:
@@ -140,19 +140,29 @@ class _Whitening:
         self.log_det = -float(scales.log().sum())
 
     def whiten(self, points: Tensor) -> Tensor:
+        """The whitened points, one per column."""
         shift = (self.matrix @ self.centre)[:, None]
         parts = [self.matrix @ part.double().T - shift for part in points.split(1 << 16)]
         return torch.cat([part.to(points) for part in parts], 1)
 
-    def theta(self, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-        """The coefficients of the joint log-densities of whitened points, up to the constant ``log_det``."""
+    def distances(self, means: Tensor, covariances: Tensor) -> tuple[Tensor, Tensor]:
+        """The coefficients of the squared Mahalanobis distances of whitened points, and half the log-determinants.
+
+        The determinants are those of the covariances of whitened points.
+        """
         factors = torch.linalg.cholesky(self.matrix @ covariances @ self.matrix.T)
         precision = torch.cholesky_inverse(factors)
         centres = (means - self.centre) @ self.matrix.T
         slope = (precision @ centres[:, :, None])[:, :, 0]
-        constant = weights.log() - factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        constant -= 0.5 * ((slope * centres).sum(1) + len(self.centre) * math.log(2 * math.pi))
-        return coefficients(-precision, slope, constant)
+        theta = coefficients(2 * precision, -2 * slope, (slope * centres).sum(1))
+        return theta, factors.diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def theta(self, weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+        """The coefficients of the joint log-densities of whitened points, up to the constant ``log_det``."""
+        distances, log_dets = self.distances(means, covariances)
+        theta = -0.5 * distances
+        theta[:, 0] += weights.log() - log_dets - 0.5 * len(self.centre) * math.log(2 * math.pi)
+        return theta
 
     def maximise(self, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best weights, means and covariances for weighted sums of features of whitened points."""
@@ -160,12 +170,16 @@ class _Whitening:
         owned, first, second = moments(sums)
         centres = first / owned[:, None]
         spread = second / owned[:, None, None] - centres[:, :, None] * centres[:, None]
+        return owned / count, *self.unwhiten(centres, spread)
+
+    def unwhiten(self, centres: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and covariances of points for those of whitened ones, with the floor."""
         means = centres @ self.inverse.T + self.centre
-        covariances = _raise(self.inverse @ spread @ self.inverse.T, self.floor)
-        return owned / count, means, covariances
+        return means, raise_eigenvalues(self.inverse @ spread @ self.inverse.T, self.floor)
 
 
-def _raise(covariances: Tensor, floor: float | int) -> Tensor:
+def raise_eigenvalues(covariances: Tensor, floor: float | int) -> Tensor:
+    """The nearest matrices whose eigenvalues are at least ``floor``."""
     values, vectors = torch.linalg.eigh(covariances)
     return vectors * values.clamp_min(floor)[:, None] @ vectors.mT
 
@@ -185,7 +199,9 @@ def _expect(z: Tensor, theta: Tensor) -> tuple[Tensor, float]:
     return sums, total
 
 
-def _start(points: Tensor, components: int, floor: float | int) -> tuple[Tensor, Tensor, Tensor]:
+def start_mixture(
+    points: Tensor, components: int, floor: float | int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Clusters of a part of the points, each with its own mean and covariance, shrunk towards that of all."""
     chosen = torch.randperm(len(points), device=points.device)[: _SEEDING * components]
     part = points[chosen].double()
@@ -215,10 +231,15 @@ def _start(points: Tensor, components: int, floor: float | int) -> tuple[Tensor,
     # As if each cluster held as many more points as there are dimensions, with the common covariance.
     dim = part.shape[1]
     covariances = (spread + dim * common) / (sizes + dim)[:, None, None]
-    return (sizes + 1) / (sizes + 1).sum(), centres, _raise(covariances, floor)
+    return (sizes + 1) / (sizes + 1).sum(), centres, raise_eigenvalues(covariances, floor)
 
 
-def _check(points: Tensor, components: int, floor: float | int, max_iterations: int) -> None:
+def check_points(points: Tensor, components: int, floor: float | int, max_iterations: int) -> None:
+    """Refuse points and settings that no mixture can be fitted with.
+
+    Raises:
+        InputError: As said.
+    """
     if components < 1 or max_iterations < 1 or not 0 < floor < math.inf:
         raise InputError(
             f"Got {components} components, {max_iterations} iterations and the floor {floor}; all must be positive."

@@ -64,14 +64,11 @@ class StudentMixture(Density):
         self, x: Float[Tensor, "batch dim"], condition: Tensor | None = None
     ) -> Float[Tensor, " batch"]:
         """Evaluate; see :meth:`Energy.forward`. The condition is not used."""
-        dim, nu = x.shape[1], self.degrees
         centred = (x[:, None] - self.means).permute(1, 2, 0)
         white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
-        log_det = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        constant = torch.lgamma((nu + dim) / 2) - torch.lgamma(nu / 2)
-        constant = constant - 0.5 * dim * (math.pi * nu).log() - log_det + self.log_weights
-        tail = torch.log1p(white.square().sum(1) / nu[:, None])
-        return -(constant[:, None] - 0.5 * (nu + dim)[:, None] * tail).logsumexp(0)
+        log_dets = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        tails = log_densities(white.square().sum(1), log_dets, self.degrees, x.shape[1])
+        return -(self.log_weights[:, None] + tails).logsumexp(0)
 
     def sample(self, count: int, condition: Tensor | None = None) -> Float[Tensor, "count dim"]:
         """Draw samples: normal ones over the root of a gamma variable; see :meth:`Density.sample`."""
@@ -80,3 +77,23 @@ class StudentMixture(Density):
         half = self.degrees[k] / 2
         width = torch.distributions.Gamma(half, half).sample().rsqrt()
         return self.means[k] + width[:, None] * torch.einsum("nij,nj->ni", self.factors[k], noise)
+
+
+def log_densities(
+    squared: Float[Tensor, "components count"],
+    log_dets: Float[Tensor, " components"],
+    degrees: Float[Tensor, " components"],
+    dim: int,
+) -> Float[Tensor, "components count"]:
+    r"""The numbers :math:`\log t_{\nu_k}(x_n; m_k, \Sigma_k)`, differentiable in everything.
+
+    Args:
+        squared: The squared Mahalanobis distances :math:`(x_n - m_k)^\top \Sigma_k^{-1} (x_n - m_k)`.
+        log_dets: The numbers :math:`\tfrac12 \log |\Sigma_k|`.
+        degrees: The degrees of freedom :math:`\nu_k`.
+        dim: Dimension of the points.
+    """
+    tail = 0.5 * (degrees + dim)
+    constant = torch.lgamma(tail) - torch.lgamma(degrees / 2)
+    constant = constant - 0.5 * dim * (math.pi * degrees).log() - log_dets
+    return constant[:, None] - tail[:, None] * torch.log1p(squared / degrees[:, None])
