@@ -18,7 +18,6 @@ from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.operator import Identity
 from patchflow.problems.resolution import lowers_resolution
-from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import (
     acnn,
     bm3d,
@@ -162,7 +161,6 @@ def _bm3d(task: Task) -> Solution:
     likelihood = _gaussian(task)
     if not bm3d.is_direct(likelihood.operator):
         return solver(bm3d.reconstruct, followed=False)(task)
-    # The weight is that of the variance of the noise.
     std = likelihood.std * math.sqrt(task.weight)
     if isinstance(likelihood.operator, Identity):
         return Solution(bm3d.denoise(task.y, std), [], 1, True)
@@ -200,23 +198,13 @@ def _super_resolver(solve: Callable[..., Solution]) -> Callable[[Task], Solution
     return run
 
 
-def _bm3d_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
-    return 1.0 if bm3d.is_direct(likelihood.operator) else bm3d.DEFAULT_WEIGHT
-
-
 def _patchnr_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
     smoothed = isinstance(prior, PatchPrior) and prior.smoothing > 0
     return variational.SMOOTHED_WEIGHT if smoothed else variational.DEFAULT_WEIGHT
 
 
 def _variation_weight(likelihood: GaussianLikelihood, prior: nn.Module | None) -> float:
-    """The best weight of total variation in denoising and super-resolution, in nats: as the data say more, it grows."""
-    operator = likelihood.operator
-    height, width = operator.domain_shape
-    measured = math.prod(operator.range_shape)
-    if isinstance(operator, Mask):
-        measured = int(operator.mask.sum())
-    return 0.56 * measured / (height * width) / likelihood.std
+    return total_variation.default_weight(likelihood)
 
 
 METHODS = {
@@ -230,7 +218,12 @@ METHODS = {
         ),
         Method("tv", solver(total_variation.reconstruct), _variation_weight),
         Method("tgv", solver(generalized_variation.reconstruct), _variation_weight),
-        Method("bm3d", _bm3d, _bm3d_weight),
+        Method(
+            "bm3d",
+            _bm3d,
+            # Where BM3D is the whole method, the weight is that of the variance of the noise.
+            lambda law, prior: 1.0 if bm3d.is_direct(law.operator) else bm3d.DEFAULT_WEIGHT,
+        ),
         Method(
             "epll",
             solver(epll.reconstruct, prior=PatchPrior, followed=False),
@@ -277,14 +270,14 @@ METHODS = {
             _patchnr_weight,
             ("patch_nr",),
         ),
-        Method("single-image", _single_image, lambda likelihood, prior: 1.0, ("single_image",)),
+        Method("single-image", _single_image, lambda law, prior: 1.0, ("single_image",)),
         *(
             Method(
                 name,
                 _super_resolver(solve),
-                lambda likelihood, prior: 1.0,
+                lambda law, prior: 1.0,
                 (name.replace("-", "_"),),
-                lambda likelihood: lowers_resolution(likelihood.operator),
+                lambda law: lowers_resolution(law.operator),
             )
             for name, solve in (
                 ("acnn", acnn.reconstruct),

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from patchflow.errors import InputError
 from patchflow.priors.differences import FirstDifferences
-from patchflow.problems.likelihood import Likelihood
+from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
+from patchflow.problems.sampling import Mask
 from patchflow.saddle import Steps, saddle_problem
 from patchflow.solution import Solution
 from patchflow.splitting import primal_dual
@@ -97,3 +98,16 @@ def reconstruct(
         callback=callback,
         progress=progress,
     )
+
+
+def default_weight(likelihood: GaussianLikelihood) -> float:
+    """The best weight in denoising and super-resolution of photographs, in nats: as the data say more, it grows.
+
+    Args:
+        likelihood: The law of the measurement.
+    """
+    operator = likelihood.operator
+    measured = math.prod(operator.range_shape)
+    if isinstance(operator, Mask):
+        measured = int(operator.mask.sum())
+    return 0.56 * measured / math.prod(operator.domain_shape) / likelihood.std
