@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from patchflow.cli.slices import Units
 from patchflow.cli.train_resolution import operator_for, validated
 from patchflow.cli.training import Training
 from patchflow.errors import InputError
-from patchflow.fit import Fit
 from patchflow.io.images import read_image
 from patchflow.learn_reference import learn_wpp
 from patchflow.learn_wpp_flow import learn_wpp_flow
@@ -24,7 +21,6 @@ from patchflow.numerics.precision import Precision
 from patchflow.problems.blur import Blur
 from patchflow.problems.estimation import estimate_kernel
 from patchflow.problems.resolution import LowResolution
-from patchflow.resolution_models import SuperResolver
 
 # Side length of an estimated kernel, and the noise beyond the range of the image that a measurement may have.
 _ESTIMATED, _SLACK = 15, 8.0
@@ -116,13 +112,8 @@ def train_wpp_net(
     ).trained_for(operator.kernel)
     prior = learn_wpp(training.images, size=size, count=count, scales=scales, dihedral=dihedral)
 
-    def learn(
-        model: SuperResolver, images: list[Tensor], held: list[Tensor], **arguments: Any
-    ) -> Fit:
-        return learn_wpp_net(model, given, held, prior=prior, **arguments)
-
-    arguments = {"weight": weight, "crop": crop, "precision": precision}
-    training.fit(model, learn, validated, arguments)
+    arguments = {"prior": prior, "weight": weight, "crop": crop, "precision": precision}
+    training.fit(model, learn_wpp_net, validated, arguments, given)
 
 
 def train_wpp_flow(
@@ -215,13 +206,8 @@ def train_wpp_flow(
     ).trained_for(operator.kernel)
     prior = learn_wpp(training.images, size=size, count=count, scales=scales, dihedral=dihedral)
 
-    def learn(
-        model: SuperResolver, images: list[Tensor], held: list[Tensor], **arguments: Any
-    ) -> Fit:
-        return learn_wpp_flow(model, given, held, prior=prior, **arguments)
-
-    arguments = {"weight": weight, "crop": crop}
-    training.fit(model, learn, validated, arguments)
+    arguments = {"prior": prior, "weight": weight, "crop": crop}
+    training.fit(model, learn_wpp_flow, validated, arguments, given)
 
 
 def _unpaired(training: Training) -> tuple[Settings, Blur, list[Tensor]]:

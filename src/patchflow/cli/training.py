@@ -88,6 +88,7 @@ class Training:
         learn: Callable[..., Fit],
         said: Callable[[Fit], str],
         arguments: Mapping[str, Any],
+        images: list[Tensor] | None = None,
     ) -> None:
         """Fit a model with the flags that the commands share, write it, and print how it went.
 
@@ -98,6 +99,7 @@ class Training:
             learn: Fits it to the images and validates on those held out.
             said: What is said of the validation loss.
             arguments: Other arguments of ``learn``.
+            images: What ``learn`` is given instead of the images of the command.
 
         Raises:
             InputError: As ``learn``.
@@ -108,7 +110,7 @@ class Training:
         try:
             result = learn(
                 model,
-                self.images,
+                self.images if images is None else images,
                 self.held,
                 checkpoint=state,
                 resume=self.settings["resume"],
