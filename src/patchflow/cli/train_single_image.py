@@ -19,7 +19,7 @@ from patchflow.problems.signature import signature
 # Between the stages, from weak to strong: their squares are as the variances of what is uncertain.
 _WEAKEST, _STRONGEST = 1e-2, 1e-1
 # Side length of training windows by default.
-_WINDOW = 192
+_WINDOW = 128
 
 
 def train_single_image(
@@ -39,7 +39,7 @@ def train_single_image(
     stages: int = 1,
     members: int = 1,
     window: int | None = None,
-    batch: int = 8,
+    batch: int = 4,
     steps: int = 20_000,
     lr: float = 1e-3,
     average: float = 0.99,
@@ -76,7 +76,7 @@ def train_single_image(
         blocks: Residual blocks of each network.
         stages: Networks in a row, with a step to the data between them.
         members: Such rows, learned alike from other random starts; the mean of their images is taken.
-        window: Side length of the training windows in pixels: 192 by default, or the size that the operator has.
+        window: Side length of the training windows in pixels: 128 by default, or the size that the operator has.
         batch: Windows per step.
         steps: Training steps.
         lr: Peak learning rate.

@@ -50,7 +50,7 @@ SPOILT = 0.5
 SIZE, SMOOTHING = 8, 0.02
 
 # Side length of the windows of single-image.
-WINDOW = 192
+WINDOW = 128
 # Side length of the crops that networks of super-resolution learn from.
 CROP = 48
 # Noise level of the network of pnp-pnn: to be tuned together with its weight.
@@ -201,7 +201,7 @@ def _single_image(lesson: Lesson) -> nn.Module:
         problem=lesson.law,
         window=shape,
         wrap=masked,
-        batch=1 if masked else 8,
+        batch=1 if masked else 4,
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,
