@@ -94,7 +94,7 @@ def believed(operator, learn, low):
         return gaussian_kernel(16, 2.0 if operator == "accurate" else 2.5), (0, 0)
     # The estimate wants each measured pixel in the middle of its cell; the operator shifts it by 6 pixels.
     found = estimate_kernel(learn.roll((-6, -6), (2, 3)), low, size=24)
-    print(f"  estimated: sum {float(found.kernel.sum()):.4f}, residual {found.residual:.4f}")
+    print(f"  estimated: gain {found.gain:.4f}, residual {found.residual:.4f}")
     anchor = (24 - 4) // 2 - 6
     return found.kernel, (anchor, anchor)
 
@@ -141,12 +141,12 @@ def measure(name, method, operator, solution, truth):
 
 
 def run(name, method, operator, problem):
-    kernel, scale, learn, low, y, truth, boundary, bias = problem
+    kernel, scale, learn, low, y, truth, boundary = problem
     begun = time.perf_counter()
-    model, record = trained(method, kernel, scale, learn, low - bias)
+    model, record = trained(method, kernel, scale, learn, low)
     seconds = time.perf_counter() - begun
     likelihood = likelihood_of(kernel, scale, tuple(truth.shape[2:]), *boundary)
-    solution = solve(method, likelihood, model, y - bias)
+    solution = solve(method, likelihood, model, y)
     row = measure(name, method, operator, solution, truth)
     row |= {"steps": record.steps, "training seconds": seconds}
     print(name, method, operator, {key: round(value, 3) for key, value in row.items()}, flush=True)
@@ -164,21 +164,22 @@ def simulated(name, operator):
     start = likelihood_of(true, 4, tuple(truth.shape[2:]), "periodic").operator.initial(lows[1])
     print(f"{name}: bicubic {float(pf.psnr(inside(start), inside(truth))):.2f} dB", flush=True)
     kernel, anchor = believed(operator, learn, lows[0])
-    return kernel, 4, learn, lows[0], lows[1], truth, ("periodic", anchor), 0.0
+    return kernel, 4, learn, lows[0], lows[1], truth, ("periodic", anchor)
 
 
 def registered():
     """The upper half of the pair to estimate from and to learn from, the lower half to report."""
     high, low = read("textures/hr_FS_registered.png"), read("textures/lr_FS_registered.png")
     found = estimate_kernel(high[:, :, :300], low[:, :, :150], size=15)
-    print(f"FS-registered: residual {found.residual:.4f}, constant {found.bias:.4f}", flush=True)
+    print(f"FS-registered: gain {found.gain:.3f}, constant {found.bias:.3f}", flush=True)
     before = (15 - 2) // 2
     # The kernel reaches beyond the cells: the image of its windows has a frame, which the reported rows leave out.
     rows = low[:, :, 153:296, 3:296]
     top, left = 2 * 153 - before, 2 * 3 - before
     truth = high[:, :, top : top + 2 * 143 + 13, left : left + 2 * 293 + 13]
     reference = read("textures/ref_FS_registered.png")
-    return found.kernel, 2, reference, low[:, :, :150], rows, truth, ("valid",), found.bias
+    found_pair = (found.calibrated(low[:, :, :150]), found.calibrated(rows))
+    return found.kernel, 2, reference, *found_pair, truth, ("valid",)
 
 
 rows = []

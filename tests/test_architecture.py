@@ -24,6 +24,7 @@ FLOORS = [
         "patch_models",
         "posterior_models",
         "resolution_models",
+        "crop_posterior",
         "tomography_models",
         "fit",
         "fixed_points",

@@ -11,8 +11,9 @@ import torch
 import patchflow as pf
 from patchflow.chains.images import ConvolutionalCoupling, Pixelwise, SubPixel, WhiteImages
 from patchflow.cli import main
+from patchflow.crop_posterior import CropPosterior
 from patchflow.io.images import read_image, write_image
-from patchflow.learn_wpp_net import CropPosterior, MeasuredCrops
+from patchflow.learn_wpp_net import MeasuredCrops
 from patchflow.numerics.transport import exact_cost
 from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.estimation import estimate_kernel
@@ -56,7 +57,7 @@ def test_the_patches_of_a_batch_are_one_distribution():
     size, x = 3, torch.rand(3, 1, 12, 12)
     prior = pf.learn_wpp([waves()], size=size, count=40)
     cost = prior.priors[0].patch_energy
-    posterior = CropPosterior(torch.ones(2, 2) / 4, 2, 1.0, prior, rate=0.05)
+    posterior = CropPosterior(torch.ones(2, 2) / 4, 2, 1.0, prior, weight=1.0, rate=0.05)
     torch.manual_seed(4)
     i, j = torch.randint(size, (2,)).tolist()
     wide, places = np.pad(x[:, 0].numpy(), [(0, 0), (2, 2), (2, 2)], mode="reflect"), []
@@ -183,10 +184,12 @@ def test_mean_and_deviation_of_samples():
 
 def test_the_blur_of_a_registered_pair_is_found():
     truth, high = gaussian_kernel(5, 1.1).to(torch.get_default_dtype()), torch.rand(1, 1, 120, 90)
-    truth = truth + 0.01 * torch.randn(5, 5)  # of no symmetry
+    truth = 1.5 * truth + 0.01 * torch.randn(5, 5)  # of no symmetry, and another brightness
     low = Blur(truth, (120, 90), "reflect", stride=3, anchor=(1, 1))(high) + 0.05
     found = estimate_kernel(high, low, size=5, ridge=0.0)
-    torch.testing.assert_close(found.kernel, truth)
+    torch.testing.assert_close(found.kernel, truth / truth.sum())
+    assert found.gain == pytest.approx(float(truth.sum()))
+    torch.testing.assert_close(found.calibrated(low), (low - 0.05) / truth.sum())
     assert found.bias == pytest.approx(0.05)
     assert found.residual < 1e-9
     noisy = estimate_kernel(high, low + 0.02 * torch.randn_like(low), size=5, ridge=0.0)
@@ -258,13 +261,13 @@ def test_the_command_line_from_end_to_end(files, capsys):
     assert main(["simulate", "reference.tif", *use, "-o", "low.tif"]) == 0
     assert main(["simulate", "truth.tif", *use, "-o", "y.tif"]) == 0
     options = ["--measurements=[low.tif]", "--size=4", "--count=200", "--width=4", "--layers=2"]
-    options += ["--crop=16", "--batch=2", "--scales=1", "--steps=60"]
+    options += ["--crop=10", "--batch=2", "--scales=1", "--steps=52"]
     for name, extra in (("wpp-net", []), ("wpp-flow", ["--blocks=1", "--hidden=4"])):
         model = f"{name}.safetensors"
         run = ["train", name, "reference.tif", *problem, *options, *extra, "-o", model]
         assert main([*run, "--lr=0.005"]) == 0
         told = capsys.readouterr().out
-        assert re.search(r"loss [\d.]+ after 60 steps", told)
+        assert re.search(r"loss [\d.]+ after 52 steps", told)
         run = ["reconstruct", "y.tif", *use, f"--method={name}", f"--prior={model}"]
         assert main([*run, "--truth=truth.tif", "--report=page", "-o", "x.tif"]) == 0
         assert ("standard deviation" in Path("page/report.html").read_text()) == (
@@ -282,11 +285,14 @@ def test_an_estimated_blur_on_the_command_line(files, capsys):
     run = ["train", "wpp-net", "reference.tif", "--scale=2", "--registered=[high.tif,low.tif]"]
     run += ["--size=4", "--count=200", "--width=4", "--layers=2", "--scales=1", "--steps=1"]
     assert main([*run, "--crop=16", "--batch=2", "-o", "m.safetensors"]) == 0
-    assert "m.kernel.npy: estimated, sum 1.0" in capsys.readouterr().out
+    assert "m.kernel.npy: estimated, brightness times 1.0" in capsys.readouterr().out
     assert np.load("m.kernel.npy").shape == (15, 15)
     use = ["--problem=super-resolution", "--scale=2", "--kernel=m.kernel.npy"]
     assert main(["simulate", "truth.tif", *use, "-o", "y.tif"]) == 0
     use = ["reconstruct", "y.tif", *use, "--method=wpp-net", "--prior=m.safetensors"]
     assert main([*use, "-o", "x.tif"]) == 0
+    write_image("bright.tif", 0.5 * read_image("low.tif"))
+    assert main([*run, "--registered=[high.tif,bright.tif]", "-o", "m.safetensors"]) == 2
+    assert "has other values than its image (times 0.5" in capsys.readouterr().err
     assert main([*run, "--kernel=kernel.npy"]) == 2
     assert "no --kernel beside it" in capsys.readouterr().err

@@ -30,7 +30,7 @@ from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.problems.resolution import LowResolution
 from patchflow.resolution_models import FlowNetwork, SuperResolver
 
-WEIGHT, CROP, BATCH, LR, AVERAGE = 1000.0, 16, 8, 1e-3, 0.99
+WEIGHT, CROP, BATCH, LR, AVERAGE = 1000.0, 16, 8, 3e-3, 0.99
 
 
 def learn_wpp_flow(

@@ -24,6 +24,8 @@ from patchflow.problems.resolution import LowResolution
 
 # Side length of an estimated kernel, and the noise beyond the range of the image that a measurement may have.
 _ESTIMATED, _SLACK = 15, 8.0
+# By how much the brightness of a registered pair may differ: what the estimate itself leaves open.
+_SAME = 0.05
 
 
 def train_wpp_net(
@@ -138,7 +140,7 @@ def train_wpp_flow(
     crop: int = 16,
     batch: int = 8,
     steps: int = 10_000,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     average: float = 0.99,
     patience: int | None = None,
     seconds: float | None = None,
@@ -221,10 +223,15 @@ def _unpaired(training: Training) -> tuple[Settings, Blur, list[Tensor]]:
             )
         pair = [read_image(path, value_range=limits, grey=True) for path in settings["registered"]]
         found = estimate_kernel(pair[0], pair[1], size=max(_ESTIMATED, settings["scale"]))
+        if not (abs(found.gain - 1) < _SAME and abs(found.bias) < _SAME):
+            raise InputError(
+                f"The registered measurement has other values than its image (times {found.gain:.3f}, plus "
+                f"{found.bias:.3f}); subtract that constant from all measurements and divide them by that factor first."
+            )
         kernel = str(training.target.with_suffix(".kernel.npy"))
         np.save(kernel, found.kernel.numpy())
         print(
-            f"{kernel}: estimated, sum {float(found.kernel.sum()):.3f}, constant {found.bias:.4f}, residual "
+            f"{kernel}: estimated, brightness times {found.gain:.3f} plus {found.bias:.4f}, residual "
             f"{found.residual:.4f}."
         )
     flags = Settings(settings["problem"], settings["noise"], settings["scale"], None, kernel)

@@ -32,14 +32,20 @@ class Estimate(NamedTuple):
     """What was estimated.
 
     Attributes:
-        kernel: The kernel (rows, columns), for a :class:`patchflow.problems.blur.Blur`.
-        bias: What is added to each measured pixel; subtract it from measurements.
+        kernel: The kernel (rows, columns) of sum 1, for a :class:`patchflow.problems.blur.Blur`.
+        gain: By what measured pixels are multiplied: the sum of the fitted kernel.
+        bias: What is added to them then.
         residual: The root mean square of what the two do not explain: noise and errors of the registration.
     """
 
     kernel: Tensor
+    gain: float
     bias: float
     residual: float
+
+    def calibrated(self, y: Tensor) -> Tensor:
+        """Measurements as bright as images: without the constant, and divided by the factor."""
+        return (y - self.bias) / self.gain
 
 
 def estimate_kernel(
@@ -59,7 +65,8 @@ def estimate_kernel(
         ridge: The factor :math:`r`, in units of the mean square of the windows around their mean.
 
     Raises:
-        InputError: If the sizes are no multiples, the kernel is too small or there are fewer pixels than unknowns.
+        InputError: If the sizes are no multiples, the kernel is too small, there are fewer pixels than unknowns, or the
+            images do not show the same.
     """
     scale = high.shape[2] // low.shape[2]
     if scale < 2 or tuple(scale * n for n in low.shape[2:]) != tuple(high.shape[2:]):
@@ -92,6 +99,15 @@ def estimate_kernel(
     )[:, 0]
     bias = mean - windows_mean @ kernel
     residual = windows @ kernel + bias - values
+    gain = float(kernel.sum())
+    if not gain > 0:
+        raise InputError(
+            f"The estimated kernel has the sum {gain:.3g}, as if bright pixels were measured dark; check that the two "
+            "images show the same and are registered."
+        )
     return Estimate(
-        kernel.view(size, size).to(high), float(bias), float(residual.square().mean().sqrt())
+        (kernel / gain).view(size, size).to(high),
+        gain,
+        float(bias),
+        float(residual.square().mean().sqrt()),
     )
