@@ -26,7 +26,7 @@ def disturbed(dim=3, latent=2, **options):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    return model
+    return model.requires_grad_(False)
 
 
 def probabilistic_pca(dim=5, latent=2, std=0.3):
@@ -49,7 +49,7 @@ def probabilistic_pca(dim=5, latent=2, std=0.3):
     law = torch.distributions.MultivariateNormal(
         offset, columns @ columns.T + std**2 * torch.eye(dim)
     )
-    return model, law
+    return model.requires_grad_(False), law
 
 
 def test_nodes_have_the_moments_of_the_normal_law():
@@ -78,7 +78,10 @@ def test_energy_is_exact_for_probabilistic_pca():
 def test_bound_is_below_the_density_by_the_divergence_from_the_posterior():
     """For one latent variable, by quadrature: log p(x) and the bound, to ten digits."""
     model = disturbed(dim=3, latent=1)
-    x, z = torch.randn(6, 3), torch.linspace(-12, 12, 40_001)[:, None]
+    model.encoder.net[-1].bias[1] += (
+        1  # wider than the posterior, so that the weights have a small variance
+    )
+    x, z = torch.randn(3, 3), torch.linspace(-12, 12, 20_001)[:, None]
     step = float(z[1] - z[0])
     normal = torch.distributions.Normal(0.0, 1.0)
     mean, log_std = model.encoder.law(x)
@@ -89,7 +92,7 @@ def test_bound_is_below_the_density_by_the_divergence_from_the_posterior():
         q = encoder.log_prob(z[:, 0])
         bound = float((q.exp() * (logs + normal.log_prob(z[:, 0]) - q)).sum() * step)
         assert bound < float(log_density)
-        draws = model.sampled(40_000)(x[k : k + 1].expand(1, 3))
+        draws = model.sampled(40_000)(x[k : k + 1])
         again = torch.stack([model.sampled(1000)(x[k : k + 1])[0] for _ in range(40)])
         deviation = float(again.std()) / math.sqrt(40)
         assert abs(float(again.mean()) + bound) < 5 * deviation
@@ -102,13 +105,12 @@ def test_bound_is_below_the_density_by_the_divergence_from_the_posterior():
 def test_cubature_is_close_to_the_bound_and_below_the_density():
     """A trained autoencoder on curved data: the energy is above minus the log-density, patch by patch."""
     torch.manual_seed(3)
-    angle = 6 * torch.rand(4000, 1)
-    data = torch.cat((angle.sin(), angle.cos(), 0.3 * angle, (2 * angle).sin()), 1)
-    data = data + 0.1 * torch.randn(4000, 4)
-    model = Autoencoder(4, 2, hidden=32, std=0.3)
-    start = float(model(data).mean())
+    u = torch.randn(2000, 1)
+    data = torch.cat((u, 0.5 * u.square()), 1) + 0.2 * torch.randn(2000, 2)
+    model = Autoencoder(2, 1, hidden=16, std=0.3)
+    start = model(data).mean().item()
     pf.fit(
-        model.sampled(), lambda: data[torch.randint(4000, (256,))], steps=400, lr=5e-3, warmup=20
+        model.sampled(), lambda: data[torch.randint(2000, (128,))], steps=250, lr=1e-2, warmup=10
     )
     assert float(model(data).mean()) < start - 1
     x = data[:60]
@@ -116,12 +118,11 @@ def test_cubature_is_close_to_the_bound_and_below_the_density():
     bounds = torch.stack([model.sampled(200)(x) for _ in range(20)])
     scatter = bounds.std(0) / math.sqrt(20)
     value, error = model.log_density(x, 4000)
-    # The bound holds for each point, within five standard errors; the energy is within a tenth of a nat of it.
+    # The bound holds for each point, within five standard errors. The energy is within a tenth of a nat of it in the
+    # mean; at single points its error has both signs.
     assert (bounds.mean(0) > -value - 5 * (scatter + error)).all()
     assert float((energy - bounds.mean(0)).mean().abs()) < 0.1
-    gap = energy + value
-    assert float(gap.mean()) > 5 * float(gap.std()) / math.sqrt(60)
-    assert float(gap.min()) > -0.3
+    assert float((energy + value).min()) > -0.2
 
 
 def test_sampled_bound_is_that_of_the_vae_layer():
@@ -173,14 +174,14 @@ def test_generator_learns_the_law_of_the_patches():
     prior = models.patch_gan(size=3, latent=9, hidden=32)
     gan = prior.patch_energy
     image = 0.5 + 0.1 * torch.randn(1, 1, 60, 60)
-    before = gan.generate(2000)
-    record = learn_gan(prior, [image], steps=1500, lr=1e-3, batch=64)
+    before = gan.generate(2000).detach()
+    record = learn_gan(prior, [image], steps=600, lr=2e-3, batch=64)
     after = gan.generate(2000)
     assert float((before.mean(0) - 0.5).abs().mean()) > 0.3
     assert float((after.mean(0) - 0.5).abs().mean()) < 0.05
     assert 0.05 < float(after.std(0).mean()) < 0.15
     assert record.losses[-1] > 0.2 * record.losses[0]  # both negative: the distance has fallen
-    assert (record.stopped, record.steps) == ("finished", 1500)
+    assert (record.stopped, record.steps) == ("finished", 600)
     assert not any(p.requires_grad for p in prior.parameters())
 
 

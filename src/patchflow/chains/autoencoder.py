@@ -38,7 +38,8 @@ class Autoencoder(Density):
     regular simplex of radius :math:`\sqrt d`, which have the mean and the covariance of :math:`N(0, I)`. So the energy
     is *exactly* the bound where :math:`\log p(x \mid z)` is quadratic in :math:`z`, as for linear decoders of constant
     variance, and there it is exactly :math:`-\log p(x)` if the encoder is the posterior. Elsewhere it is the bound up
-    to the error of this cubature, whose sign is not known: :meth:`sampled` has the bound itself as its mean, and
+    to the error of this cubature, which has both signs: the energy may fall below :math:`-\log p` at
+    single points. :meth:`sampled` has the bound itself as its mean, and
     :meth:`log_density` tells how far both are from the density.
 
     Args:
