@@ -65,7 +65,7 @@ def test_error_bars_of_one_image_hold_for_another(files, capsys) -> None:
     assert "novelty" in page
     # Another noise level, or another weight, is told.
     assert main([*run, "--weight=0.5"]) == 0
-    assert "calibrated for another weight (0.2, not 0.5)" in capsys.readouterr().out
+    assert "calibrated for another weight (default, not 0.5)" in capsys.readouterr().out
     assert (
         main(["reconstruct", "y.tif", files[0], "--noise=0.2", *method, "--calibration=bars"]) == 0
     )
@@ -95,6 +95,13 @@ def test_mistakes(files, capsys) -> None:
     refused(["calibrate", *files], "either images with known truth")
     refused(
         ["calibrate", "known.tif", *files, "--method=tv", "--draws=9"], "--draws 9 is for --model"
+    )
+    refused(
+        ["calibrate", "known.tif", *files, "--correct=metropolis"], "--correct metropolis is for"
+    )
+    refused(
+        ["calibrate", "--problem=a.py", "--model=m.safetensors", "--noise=0.2"],
+        "--noise 0.2 is for images",
     )
     refused(["calibrate", "known.tif", *files, "--method=tv", "--level=1.5"], "The level is 1.5")
     refused(["calibrate", "known.tif", *files, *method, "--false-alarms=2"], "false alarms is 2")

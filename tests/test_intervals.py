@@ -69,6 +69,39 @@ def test_intervals_cover_new_images_of_the_same_law_and_not_of_another() -> None
     assert abs(sum(told.intensities) / 10 - told.share) < 1e-3
 
 
+def test_pixels_that_are_alike_share_a_bin() -> None:
+    torch.manual_seed(0)
+    x = torch.full((1, 1, 128, 128), 0.5)
+    x[..., 80:] += 0.1 * torch.randn(48)
+    truth = x + torch.where(torch.arange(128)[:, None] < 64, 0.01, 0.05) * torch.randn(128, 128)
+    intervals = fit_intervals([x], [truth], level=0.9)
+    assert len(intervals.low) == len(intervals.edges) + 1
+    assert intervals.edges == sorted(set(intervals.edges))
+    assert abs(coverage(intervals, x, truth).share - 0.9) < 2e-3
+
+
+@pytest.mark.parametrize(("level", "images"), [(0.9, 10), (0.9, 40), (0.5, 7)])
+def test_the_conformal_factor_is_the_right_order_statistic(level, images) -> None:
+    scales = [0.2 + 0.1 * ((7 * k) % images) for k in range(images)]
+    xs, truths = zip(*(pair(k, 48, scale) for k, scale in enumerate(scales)), strict=True)
+    intervals = fit_intervals(xs, truths, level=level)
+    bins = images - intervals_used(images, level)
+    plain = fit_intervals(xs[:bins], truths[:bins], level=level)._replace(factor=1.0)
+    needed = []
+    for x, truth in zip(xs[bins:], truths[bins:], strict=True):
+        low, high = plain(x)
+        middle, half = (low + high) / 2, (high - low) / 2
+        ratios = ((truth - middle).abs() / half).flatten().sort().values
+        needed.append(float(ratios[math.ceil(level * len(ratios)) - 1]))
+    rank = math.ceil((len(needed) + 1) * level - 1e-9)
+    assert intervals.factor == pytest.approx(sorted(needed)[rank - 1])
+
+
+def intervals_used(images, level):
+    """How many images give the factor: at least as many as the level needs, and half if that is more."""
+    return max(math.ceil(level / (1 - level) - 1e-9), images - max(1, images // 2))
+
+
 def test_conformal_intervals_cover_each_image_with_the_promised_probability() -> None:
     """Exchangeable images whose errors differ in size: the share of new images that reach the level."""
     torch.manual_seed(0)

@@ -22,10 +22,18 @@ class SingleImage(nn.Module):
     Args:
         members: The networks.
         measurement: What they are for: :func:`patchflow.problems.signature.signature`.
+        dihedral: Whether they learn from turned and mirrored images, too.
     """
 
-    def __init__(self, members: Sequence[UnrolledNetwork], measurement: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        members: Sequence[UnrolledNetwork],
+        measurement: Mapping[str, Any],
+        *,
+        dihedral: bool = True,
+    ) -> None:
         super().__init__()
+        self.dihedral = dihedral
         self.members = nn.ModuleList(members)
         self.channels, self.measurement = members[0].channels, dict(measurement)
 
@@ -71,6 +79,7 @@ def single_image(
     blocks: int = 4,
     strengths: Sequence[float] = (),
     members: int = 1,
+    dihedral: bool = True,
 ) -> SingleImage:
     """A reconstructor for one kind of measurement; train it with :func:`patchflow.learn_single_image`.
 
@@ -82,6 +91,7 @@ def single_image(
         blocks: See there.
         strengths: See there; one for each data step, so one less than there are stages.
         members: Number of networks, whose mean is taken: each of its own random start.
+        dihedral: Whether they learn from turned and mirrored images: then they see measurements in all orientations.
 
     Raises:
         InputError: If a number is out of range.
@@ -100,6 +110,6 @@ def single_image(
         )
         for _ in range(members)
     ]
-    model = SingleImage(networks, measurement)
+    model = SingleImage(networks, measurement, dihedral=dihedral)
     model.made_by = ("single_image", arguments)  # pyright: ignore[reportArgumentType]
     return model

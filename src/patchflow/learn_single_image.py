@@ -66,7 +66,6 @@ def learn_single_image(
     problem: Problem,
     holdout: float = 0.1,
     window: Shape = (128, 128),
-    dihedral: bool = True,
     wrap: bool = False,
     batch: int = 4,
     steps: int = 20_000,
@@ -84,13 +83,12 @@ def learn_single_image(
     """Train a reconstructor for one kind of measurement, and leave it frozen at its best validated state.
 
     Args:
-        model: The reconstructor, trained in place; it keeps what it was trained for.
+        model: The reconstructor, trained in place; made for this problem's measurement.
         images: Training images, each (1, channels, height, width); sizes may differ.
         validation: Images to validate on; without them the lowest ``holdout`` of each training image is held out.
         problem: The law of the measurement for a height and a width.
         holdout: Held-out fraction of each training image, in (0, 0.5], when there is no validation image.
         window: Height and width of the training windows: of the whole image for operators that are made for one size.
-        dihedral: Turn and mirror the windows at random.
         wrap: Take windows of images that go on periodically: for windows of the images' own size.
         batch: Windows per step.
         steps: Training steps.
@@ -109,8 +107,8 @@ def learn_single_image(
         The record of the run; its validation values are minus the mean PSNR in decibels.
 
     Raises:
-        InputError: If images and model do not fit together, are smaller than a window, have no texture, or a number
-            is out of range.
+        InputError: If images, model and problem do not fit together, images are smaller than a window or have no
+            texture, or a number is out of range.
         NumericalError: If the loss is not finite; the best state so far is kept.
     """
     channels = common_channels([*images, *validation])
@@ -128,10 +126,16 @@ def learn_single_image(
             raise InputError(
                 f"Training image {number} is constant; a network learns nothing from an image without texture."
             )
-    if not validation:
-        images, validation = hold_out(images, holdout, max(window))
-    sampler = WindowSampler(images, window, batch, dihedral=dihedral, wrap=wrap)
     likelihood = problem(window)
+    model.check_measurement(likelihood)
+    if not validation:
+        if any(image.shape[2] < 2 * max(window) for image in images):
+            raise InputError(
+                f"Without a validation image a part of each training image is held out, but windows of {window[0]} x "
+                f"{window[1]} pixels leave no room for it; give a validation image, or choose smaller windows."
+            )
+        images, validation = hold_out(images, holdout, max(window))
+    sampler = WindowSampler(images, window, batch, dihedral=model.dihedral, wrap=wrap)
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
     loss = ReconstructionLoss(model, operator)

@@ -84,7 +84,7 @@ def benchmark(
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
         figure: PNG file for a picture of the first image (tables of images and ct), by all methods that ran and
             enlarged; a table of several kinds of problems writes one for each, ct one for each kernel.
-        seconds: Training time of patchnr, dpir, pnp-pnn and fbp-unet, 300 by default; patchnr-90s always learns for 90
+        seconds: Training time of patchnr and of the networks, 300 by default; patchnr-90s always learns for 90
             seconds. Of zero-shot-superresolution the time in which patchnr, zssr and dual-sr learn from each image,
             120 by default.
         seed: Seed of training and noise.

@@ -1,13 +1,12 @@
-"""``patchflow calibrate``: error bars of images, or whether the samples of a posterior model are right."""
+"""``patchflow calibrate --model``: whether the samples of a posterior model are right."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from tqdm import tqdm
 from patchflow.calibration_plots import draw_calibration
 from patchflow.chains.flow import Flow
 from patchflow.cli.config import command_line, write_config
-from patchflow.cli.error_bars import calibrate_images
-from patchflow.cli.image_methods import ImageMethod, Solver
 from patchflow.cli.options import output_folder
 from patchflow.cli.posterior_problem import (
     Problem,
@@ -27,8 +24,7 @@ from patchflow.cli.posterior_problem import (
     load_problem,
     model_data_dim,
 )
-from patchflow.cli.problems import Settings
-from patchflow.errors import InputError, NumericalError
+from patchflow.errors import NumericalError
 from patchflow.io.atomic import write_bytes, write_text
 from patchflow.report import versions
 from patchflow.uncertainty.calibration import (
@@ -77,83 +73,18 @@ class Judgement:
     faults: list[str]
 
 
-def calibrate(
-    images: Sequence[str] = (),
-    *,
-    problem: str,
-    model: str | None = None,
-    output: str = "calibration",
-    datasets: int | None = None,
-    draws: int | None = None,
-    correct: Literal["none", "metropolis"] = "none",
-    method: ImageMethod = "patchnr",
-    prior: str | None = None,
-    weight: float | None = None,
-    noise: float = 0.01,
-    scale: int = 4,
-    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
-    kernel: str | None = None,
-    mask: str | None = None,
-    level: float = 0.9,
-    false_alarms: float = 0.01,
-    range: str | None = None,
-    grey: bool = False,
-    seed: int = 0,
-    threads: int | None = None,
-) -> None:
-    """Fit error bars of reconstructions to images with known truth, or test the samples of a posterior model.
-
-    With images: measures each by simulation, reconstructs it, and writes calibration.json for reconstruct
-    --calibration: intervals for the pixels, and for priors on patches thresholds of what is unlike these images. From
-    ten images on (--level 0.9) the intervals are conformal.
-
-    With --model: tests on simulated measurements whether its samples are right. Writes a folder with calibration.png,
-    ranks.csv and calibration.json, and says which parameters are overconfident, underconfident or biased.
+def check_model(problem: str, model: str, settings: dict[str, Any]) -> None:
+    """Test the samples of a posterior model, and write the folder.
 
     Args:
-        images: Images with known truth that nothing was learned from: PNG, JPEG, TIFF or .npy.
-        problem: With images as of reconstruct: super-resolution, deblurring, inpainting, denoising or a Python file;
-            with --model the Python file of the training.
-        model: The model file of patchflow train conditional-snf.
-        output: Folder to write; also -o.
-        datasets: --model: number of simulated measurements, 300 by default.
-        draws: --model: samples of the posterior of each, 200 by default.
-        correct: --model: none tests the model; metropolis tests it with that correction, 20 times slower.
-        method: Images: the method of reconstruct.
-        prior: Images: the model file that the method needs.
-        weight: Images: weight of the prior; the default of the method without it.
-        noise: Images: standard deviation of the noise, in units of the image range.
-        scale: Super-resolution: image pixels per measured pixel.
-        boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
-        kernel: Deblurring: the blur kernel, an image or .npy file.
-        mask: Inpainting: an image that is white where pixels were measured.
-        level: Images: the share of the pixels that the intervals are to cover.
-        false_alarms: Images: the share of the calibration images' pixels that may count as unlike them.
-        range: Images: values LO:HI of the files that become 0 and 1.
-        grey: Images: convert colour images to grey.
-        seed: Random seed.
-        threads: Number of threads; by default all cores.
+        problem: The Python file of the training.
+        model: The model file.
+        settings: All flags of the command.
 
     Raises:
-        InputError: If neither or both of images and model are given, or what is given does not fit.
+        InputError: If the files do not fit together, or a number is out of range.
+        NumericalError: If measurements or samples are not finite.
     """
-    settings = dict(locals()) | {"images": list(images)}
-    if bool(images) == (model is not None):
-        raise InputError(
-            "Give either images with known truth, for error bars, or --model, the model of a posterior to test."
-        )
-    if model is None:
-        for name, value in (("datasets", datasets), ("draws", draws)):
-            if value is not None:
-                raise InputError(f"--{name} {value} is for --model; leave it out.")
-        flags = Settings(problem, noise, scale, boundary, kernel, mask)
-        solver = Solver(method, None, None, None, "adam", "default", weight)
-        calibrate_images(images, solver, flags, settings)
-        return
-    _test_model(problem, model, settings)
-
-
-def _test_model(problem: str, model: str, settings: dict[str, Any]) -> None:
     datasets, draws = (
         default if settings[name] is None else settings[name]
         for name, default in (("datasets", 300), ("draws", 200))

@@ -107,6 +107,11 @@ class Solver:
         flags = {"steps": self.steps, "stride": self.stride, "lr": self.lr, "method": method}
         return {name: value for name, value in flags.items() if value is not None}
 
+    @property
+    def changed(self) -> bool:
+        """Whether the solver is not that of the defaults."""
+        return bool(self._given) or self.preset != "default"
+
     def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.
 

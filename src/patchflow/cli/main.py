@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from patchflow.cli.benchmark import benchmark
-from patchflow.cli.calibration import calibrate
+from patchflow.cli.calibrate import calibrate
 from patchflow.cli.config import expand_config
 from patchflow.cli.demo import demo
 from patchflow.cli.info import info

@@ -201,8 +201,7 @@ def reconstruct(
         )
     bars = None
     if calibrated is not None:
-        first = None if x_true is None else x_true[:1]
-        bars = calibrated.bars(likelihood, method, weight, solution.x[:1], loaded, first)
+        bars = calibrated.bars(likelihood, chosen, prior, solution.x, loaded, x_true)
         for end, values in (("low", bars.low), ("high", bars.high)):
             write_image(target.with_name(f"{target.stem}-{end}.tif"), values)
         print(*bars.notes, sep="\n")

@@ -90,5 +90,5 @@ def train_patch_nr(
         prior,
         learn_patches,
         lambda result: f"{result.best:.2f} nats per validation patch",
-        {"precision": precision, "preset": preset},
+        {"dihedral": dihedral, "precision": precision, "preset": preset},
     )

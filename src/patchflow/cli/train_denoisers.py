@@ -87,7 +87,12 @@ def train_denoiser(
         high=high,
         preset=preset,
     )
-    training.fit(denoiser, learn_denoiser, _validated, {"crop": crop, "precision": precision})
+    training.fit(
+        denoiser,
+        learn_denoiser,
+        _validated,
+        {"crop": crop, "dihedral": dihedral, "precision": precision},
+    )
 
 
 def train_pnn(
@@ -168,7 +173,7 @@ def train_pnn(
         denoiser,
         learn_denoiser,
         _validated,
-        {"crop": crop, "precision": "float32", "penalty": penalty},
+        {"crop": crop, "dihedral": dihedral, "precision": "float32", "penalty": penalty},
     )
     measured = check_lipschitz(denoiser.network, training.images[0][:, :, :_SIDE, :_SIDE] - 0.5)
     told = (

@@ -83,7 +83,7 @@ def train_patch_vae(
         prior,
         learn_patches,
         lambda result: f"a bound of {result.best:.2f} nats per validation patch",
-        {},
+        {"dihedral": dihedral},
     )
 
 

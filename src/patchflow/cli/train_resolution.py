@@ -97,7 +97,12 @@ def train_acnn(
         layers=layers,
         preset=preset,
     ).trained_for(operator.kernel)
-    arguments = {"pairs": degrade, "crop": degrade.side(crop), "precision": precision}
+    arguments = {
+        "pairs": degrade,
+        "dihedral": dihedral,
+        "crop": degrade.side(crop),
+        "precision": precision,
+    }
     training.fit(
         model,
         learn_pairs,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from patchflow import models
 from patchflow.cli.problems import Settings
 from patchflow.cli.slices import Units
@@ -70,7 +68,8 @@ def train_single_image(
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: Deblurring: the blur kernel, an image or .npy file.
         mask: Inpainting: an image that is white where pixels were measured; training images must have its size.
-        validation: A file to validate on; without it, a part of each training image is held out.
+        validation: A file to validate on; without it, a part of each training image is held out (for inpainting and
+            problem files it is required, since windows are whole images).
         holdout: Held-out fraction of each training image.
         width: Channels of the networks.
         blocks: Residual blocks of each network.
@@ -99,9 +98,11 @@ def train_single_image(
     if stages < 1:
         raise InputError(f"Got {stages} stages; use at least one.")
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
+    if problem == "super-resolution" and scale < 2:
+        raise InputError(f"The scale is {scale} but must be at least 2.")
     training = Training.begin("train single-image", settings)
     law = problem_of(flags)
-    shape = window_shape(flags, training.images[0], window)
+    shape = window_shape(flags, training, window)
     model = models.single_image(
         measurement=signature(law(shape)),
         channels=common_channels(training.images),
@@ -110,6 +111,7 @@ def train_single_image(
         blocks=blocks,
         strengths=strengths(stages),
         members=members,
+        dihedral=dihedral,
     )
     wrap = problem == "inpainting"
     training.fit(
@@ -125,18 +127,19 @@ def problem_of(flags: Settings) -> Problem:
     return lambda shape: flags.likelihood(shape, measured=False)
 
 
-def window_shape(flags: Settings, image: Tensor, window: int | None) -> tuple[int, int]:
+def window_shape(flags: Settings, training: Training, window: int | None) -> tuple[int, int]:
     """The shape of the training windows: that of the operator, if it has one.
 
     Args:
         flags: The measurement.
-        image: A training image.
+        training: The training images.
         window: What was asked for.
 
     Raises:
         InputError: If another size was asked for than the operator's, or the scale does not divide it.
     """
-    height, width = image.shape[2:]
+    height = min(image.shape[2] for image in training.images)
+    width = min(image.shape[3] for image in training.images)
     fixed = None
     if flags.problem == "inpainting":
         fixed = (height, width)
@@ -149,7 +152,9 @@ def window_shape(flags: Settings, image: Tensor, window: int | None) -> tuple[in
                 f"--window {window} does not fit an operator of {fixed[0]} x {fixed[1]} pixels; leave it out."
             )
         return fixed
-    side = min(_WINDOW, height, width) if window is None else window
+    # What is held out for the validation needs a window, too.
+    room = height if training.held else height // 2
+    side = min(_WINDOW, room, width) if window is None else window
     if flags.problem == "super-resolution":
         if window is not None and window % flags.scale:
             raise InputError(f"The window {window} is not divisible by the scale {flags.scale}.")

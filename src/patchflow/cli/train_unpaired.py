@@ -114,7 +114,13 @@ def train_wpp_net(
     ).trained_for(operator.kernel)
     prior = learn_wpp(training.images, size=size, count=count, scales=scales, dihedral=dihedral)
 
-    arguments = {"prior": prior, "weight": weight, "crop": crop, "precision": precision}
+    arguments = {
+        "prior": prior,
+        "dihedral": dihedral,
+        "weight": weight,
+        "crop": crop,
+        "precision": precision,
+    }
     training.fit(model, learn_wpp_net, validated, arguments, given)
 
 
@@ -208,7 +214,7 @@ def train_wpp_flow(
     ).trained_for(operator.kernel)
     prior = learn_wpp(training.images, size=size, count=count, scales=scales, dihedral=dihedral)
 
-    arguments = {"prior": prior, "weight": weight, "crop": crop}
+    arguments = {"prior": prior, "dihedral": dihedral, "weight": weight, "crop": crop}
     training.fit(model, learn_wpp_flow, validated, arguments, given)
 
 

@@ -18,7 +18,7 @@ from patchflow.fit import Fit
 from patchflow.io.images import check_varies
 
 # Flags that concern the fit alone, as the arguments of a ``learn_...``.
-_FITTING = ("holdout", "dihedral", "batch", "steps", "lr", "average", "patience", "seconds")
+_FITTING = ("holdout", "batch", "steps", "lr", "average", "patience", "seconds")
 
 
 @dataclass(frozen=True)

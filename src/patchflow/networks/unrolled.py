@@ -94,14 +94,18 @@ class UnrolledNetwork(nn.Module):
             y: Measurements.
             operator: What they were made by.
         """
-        start = operator.initial(y)
+        # The operator is exact whatever the precision of the networks.
+        with torch.autocast(y.device.type, enabled=False):
+            start = operator.initial(y)
         first = self._cells(start)
         x, cells = start, first
         for k, stage in enumerate(self.stages):
             given = cells if k == 0 else torch.cat((cells, first), 1)
             x = x + self._pixels(stage(given), x)
             if k < len(self.strengths):
-                x = x + self.steps[k] * (operator.nearest(x, y, self.strengths[k]) - x)
+                with torch.autocast(y.device.type, enabled=False):
+                    near = operator.nearest(x, y, self.strengths[k])
+                x = x + self.steps[k] * (near - x)
                 cells = self._cells(x)
         return x
 

@@ -26,7 +26,7 @@ def reconstruct(
     model: SingleImage,
     y: Float[Tensor, "batch channels *measured"],
     *,
-    ensemble: bool = True,
+    ensemble: bool | None = None,
 ) -> Solution:
     """Apply the network.
 
@@ -34,7 +34,8 @@ def reconstruct(
         likelihood: The operator and the noise, which the network was trained for.
         model: The network.
         y: The measurement.
-        ensemble: Whether to average over the turns and reflections that the operator commutes with.
+        ensemble: Whether to average over the turns and reflections that the operator commutes with; by default if the
+            network learned from such.
 
     Raises:
         InputError: If the network was trained for another measurement.
@@ -44,7 +45,7 @@ def reconstruct(
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
     found = model(y, operator)
-    turns = commuting(operator) if ensemble else ()
+    turns = commuting(operator) if (model.dihedral if ensemble is None else ensemble) else ()
     for turn in turns:
         found = found + turn.symmetry.undo(model(turn(y), operator))
     return Solution(found / (1 + len(turns)), [], 1, True)

@@ -109,11 +109,13 @@ class Coverage(NamedTuple):
 def difficulty(x: Image) -> Image:
     """The standard deviation in a window around each pixel, over all channels: one number for a pixel's channels."""
     margin = [_WINDOW // 2] * 4
-    wide = functional.pad(x, margin, mode="reflect")
+    # In double precision: the difference of two means of squares cancels.
+    wide = functional.pad(x.double(), margin, mode="reflect")
     mean, square = (
         functional.avg_pool2d(values, _WINDOW, stride=1) for values in (wide, wide.square())
     )
-    return (square - mean.square()).clamp_min(0).mean(1, keepdim=True).sqrt().expand_as(x)
+    variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
+    return variance.sqrt().to(x.dtype).expand_as(x)
 
 
 def fit_intervals(
@@ -154,12 +156,18 @@ def check_images(truths: Sequence[Tensor], level: float) -> None:
     """Refuse images that :func:`fit_intervals` cannot be fitted to, before they are reconstructed.
 
     Raises:
-        InputError: If the level is no share, there is no image, or there are too few pixels.
+        InputError: If the level is no share, there is no image, one is too small, or there are too few pixels.
     """
     if not 0 < level < 1:
         raise InputError(f"The level is {level:g} but must lie between 0 and 1, as 0.9.")
     if not truths:
         raise InputError("There is no calibration image; give at least one.")
+    for truth in truths:
+        if min(truth.shape[-2:]) < _WINDOW:
+            raise InputError(
+                f"A calibration image has {truth.shape[-2]} x {truth.shape[-1]} pixels but must have at least "
+                f"{_WINDOW} along each side; give a larger one."
+            )
     values = sum(truth.numel() for truth in truths[: _for_bins(len(truths), level)])
     if values < LEAST:
         raise InputError(
@@ -169,9 +177,9 @@ def check_images(truths: Sequence[Tensor], level: float) -> None:
 
 
 def _for_bins(images: int, level: float) -> int:
-    """How many of the images choose the bins: what a conformal factor leaves of them, or all."""
+    """How many of the images choose the bins: at most half, if the others suffice for a conformal factor; or all."""
     least = math.ceil(level / (1 - level) - 1e-9)
-    return images - least if images > least else images
+    return min(images - least, max(1, images // 2)) if images > least else images
 
 
 def coverage(intervals: Intervals, x: Image, truth: Image) -> Coverage:
@@ -202,14 +210,17 @@ def _fit_bins(xs: Sequence[Tensor], truths: Sequence[Tensor], level: float) -> I
     errors = torch.cat([(truth - x).flatten() for x, truth in zip(xs, truths, strict=True)])
     hardness = torch.cat([difficulty(x).flatten() for x in xs])
     bins = min(_BINS, len(errors) // LEAST)
-    order = hardness.argsort()
-    parts = errors[order].tensor_split(bins)
-    ends = [part[-1] for part in hardness[order].tensor_split(bins)[:-1]]
+    ends = [part[-1] for part in hardness.sort().values.tensor_split(bins)[:-1]]
+    # Where many pixels are alike, as in flat images, there are fewer bins.
+    edges = torch.stack(ends).unique() if ends else hardness[:0]
+    edges = edges[edges < hardness.max()]
+    places = torch.bucketize(hardness, edges)
+    parts = [errors[places == k] for k in range(len(edges) + 1)]
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(errors)
     quantiles = torch.stack([_quantile(part, tails) for part in parts])
     return Intervals(
         level,
-        [float(end) for end in ends],
+        edges.tolist(),
         quantiles[:, 0].tolist(),
         quantiles[:, 1].tolist(),
         1.0,

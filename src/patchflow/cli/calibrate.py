@@ -1,0 +1,115 @@
+"""``patchflow calibrate``: error bars of images, or whether the samples of a posterior model are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from patchflow.cli.calibration import check_model
+from patchflow.cli.error_bars import calibrate_images
+from patchflow.cli.image_methods import ImageMethod, Solver
+from patchflow.cli.problems import Settings
+from patchflow.errors import InputError
+
+# Flags that concern images alone, and their defaults.
+_OF_IMAGES = {
+    **{
+        "method": "patchnr",
+        "prior": None,
+        "weight": None,
+        "noise": 0.01,
+        "scale": 4,
+        "boundary": None,
+    },
+    **{
+        "kernel": None,
+        "mask": None,
+        "level": 0.9,
+        "false_alarms": 0.01,
+        "range": None,
+        "grey": False,
+    },
+}
+
+
+def calibrate(
+    images: Sequence[str] = (),
+    *,
+    problem: str,
+    model: str | None = None,
+    output: str = "calibration",
+    datasets: int | None = None,
+    draws: int | None = None,
+    correct: Literal["none", "metropolis"] = "none",
+    method: ImageMethod = "patchnr",
+    prior: str | None = None,
+    weight: float | None = None,
+    noise: float = 0.01,
+    scale: int = 4,
+    boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
+    kernel: str | None = None,
+    mask: str | None = None,
+    level: float = 0.9,
+    false_alarms: float = 0.01,
+    range: str | None = None,
+    grey: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Fit error bars of reconstructions to images with known truth, or test the samples of a posterior model.
+
+    With images: measures each by simulation, reconstructs it, and writes calibration.json for reconstruct
+    --calibration: intervals for the pixels, and for priors on patches thresholds of what is unlike these images. From
+    ten images on (--level 0.9) the intervals are conformal.
+
+    With --model: tests on simulated measurements whether its samples are right. Writes a folder with calibration.png,
+    ranks.csv and calibration.json, and says which parameters are overconfident, underconfident or biased.
+
+    Args:
+        images: Images with known truth that nothing was learned from: PNG, JPEG, TIFF or .npy.
+        problem: With images as of reconstruct: super-resolution, deblurring, inpainting, denoising or a Python file;
+            with --model the Python file of the training.
+        model: The model file of patchflow train conditional-snf.
+        output: Folder to write; also -o.
+        datasets: --model: number of simulated measurements, 300 by default.
+        draws: --model: samples of the posterior of each, 200 by default.
+        correct: --model: none tests the model; metropolis tests it with that correction, 20 times slower.
+        method: Images: the method of reconstruct.
+        prior: Images: the model file that the method needs.
+        weight: Images: weight of the prior; the default of the method without it.
+        noise: Images: standard deviation of the noise, in units of the image range.
+        scale: Super-resolution: image pixels per measured pixel.
+        boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
+        kernel: Deblurring: the blur kernel, an image or .npy file.
+        mask: Inpainting: an image that is white where pixels were measured.
+        level: Images: the share of the pixels that the intervals are to cover.
+        false_alarms: Images: the share of the calibration images' pixels that may count as unlike them.
+        range: Images: values LO:HI of the files that become 0 and 1.
+        grey: Images: convert colour images to grey.
+        seed: Random seed.
+        threads: Number of threads; by default all cores.
+
+    Raises:
+        InputError: If neither or both of images and model are given, or what is given does not fit.
+    """
+    settings = dict(locals()) | {"images": list(images)}
+    if bool(images) == (model is not None):
+        raise InputError(
+            "Give either images with known truth, for error bars, or --model, the model of a posterior to test."
+        )
+    if model is None:
+        of_model: dict[str, object] = {"datasets": datasets, "draws": draws}
+        of_model["correct"] = None if correct == "none" else correct
+        for name, value in of_model.items():
+            if value is not None:
+                raise InputError(f"--{name} {value} is for --model; leave it out.")
+        flags = Settings(problem, noise, scale, boundary, kernel, mask)
+        solver = Solver(method, None, None, None, "adam", "default", weight)
+        calibrate_images(images, solver, flags, settings)
+        return
+    for name, default in _OF_IMAGES.items():
+        if settings[name] != default:
+            raise InputError(
+                f"--{name.replace('_', '-')} {settings[name]} is for images; leave it out with --model."
+            )
+    check_model(problem, model, settings)
