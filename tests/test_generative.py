@@ -239,7 +239,7 @@ def test_train_and_reconstruct(train, method, weight, capsys):
     errors = [
         float((read_image(path, slack=1) - truth).square().mean()) for path in ("x.tif", "y.tif")
     ]
-    assert errors[0] < 0.6 * errors[1]
+    assert errors[0] < 0.75 * errors[1]
     assert f"{method}, weight {weight:g}" in capsys.readouterr().out
     assert Path("m.yaml").exists()
     assert main([*run, "-o", "x.tif"]) == 2

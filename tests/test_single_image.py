@@ -191,7 +191,7 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
 
 
 def test_bad_images_are_refused() -> None:
-    model = single_image(measurement={}, width=4, blocks=1)
+    model = single_image(measurement=signature(problem((48, 48))), width=4, blocks=1)
     for image, told in (
         (torch.rand(1, 3, 64, 64), "3 channels but the model was made for 1"),
         (torch.full((1, 1, 64, 64), 0.5), "constant"),

@@ -33,16 +33,6 @@ _LARGEST = 10.0
 class StudentObjective(nn.Module):
     r"""The function :math:`H` of the module and its four blocks, to be minimised by :mod:`patchflow.palm`.
 
-    >>> import torch
-    >>> from patchflow.palm import spring
-    >>> from patchflow.priors.student_maximization import fit_student_mixture
-    >>> _ = torch.manual_seed(0)
-    >>> x = torch.randn(500, 2)
-    >>> objective = StudentObjective(x, fit_student_mixture(x, 2, max_iterations=1))
-    >>> result = spring(objective, objective.blocks, len(x), batch=50, epochs=3)
-    >>> result.objective[-1] < result.objective[0]
-    True
-
     Args:
         points: The points.
         start: Where to start; each eigenvalue of a scatter matrix and each degree of freedom at least a little above

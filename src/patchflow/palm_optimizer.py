@@ -58,7 +58,7 @@ class Palm(torch.optim.Optimizer):
     >>> optimizer = Palm([Block("x", [x], l1(1.0))])
     >>> for _ in range(50):
     ...     loss = optimizer.step(lambda: 0.5 * (x - torch.tensor([3.0, 0.5])).square().sum())
-    >>> x.detach()
+    >>> x.detach().round(decimals=3)
     tensor([2., 0.])
 
     Args:
@@ -163,6 +163,8 @@ class Palm(torch.optim.Optimizer):
         objective += sum(
             f.value(p) for b in self.blocks for f, p in zip(b.penalties, b.tensors, strict=True)
         )
+        if not math.isfinite(objective):
+            return objective, math.nan
         squared, rest = 0.0, slopes
         for block, constant in zip(self.blocks, self.lipschitz, strict=True):
             scale = 1.0 if math.isnan(constant) else constant
