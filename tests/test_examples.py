@@ -9,11 +9,11 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
-    "inpainting.py": ["--training=200", "--steps=108"],
+    "inpainting.py": ["--training=120", "--steps=72"],
     "oscillation.py": [],
     "own_operator.py": [],
     "posterior.py": ["--training=100"],
-    "super_resolution.py": ["--training=200", "--steps=108"],
+    "super_resolution.py": ["--training=120", "--steps=72"],
     "tomography.py": ["--size=64", "--angles=60"],
 }
 
