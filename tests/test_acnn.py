@@ -164,6 +164,17 @@ def test_the_ensemble_turns_with_a_symmetric_measurement():
     torch.testing.assert_close(single, model(y))
 
 
+def test_cells_beside_the_middle_of_the_kernel_are_not_turned():
+    """A kernel of 7 x 7 at scale 2: a turn would move the cells by a pixel."""
+    kernel = gaussian_kernel(7, 1.0)
+    model = pf.acnn(**(TINY | {"kernel_shape": (7, 7)})).trained_for(kernel)
+    torch.nn.init.normal_(model.network.last.weight)
+    likelihood = pf.GaussianLikelihood(Blur(kernel, (24, 24), "periodic", stride=2), 0.02)
+    y = torch.rand(1, 1, 12, 12)
+    once, often = (acnn.reconstruct(likelihood, model, y, ensemble=e).x for e in (False, True))
+    torch.testing.assert_close(often, once)
+
+
 def served(operator, noise=0.02):
     return lambda: tiny().operator_of(pf.GaussianLikelihood(operator, noise))
 

@@ -148,6 +148,9 @@ def test_nan_stops_with_advice_and_keeps_the_best():
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match="time limit is 0"):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, budget=0.0)
+    for steps, lr in ((0, 0.1), (1, -0.1), (1, math.nan)):
+        with pytest.raises(InputError, match=f"Got {steps} steps at a learning rate of {lr}"):
+            fit(Parabola(), lambda: torch.ones(4, 1), steps=steps, lr=lr)
     with pytest.raises(InputError, match="Nothing is trainable"):
         fit(Parabola().requires_grad_(False), lambda: torch.ones(4, 1), steps=1)
     with pytest.raises(InputError, match="nothing to resume from"):

@@ -241,6 +241,7 @@ def net():
         (lambda: estimate_kernel(waves(60, 60), waves(25, 30)), "a whole number of times"),
         (lambda: estimate_kernel(waves(60, 60), waves(15, 15), size=3), "kernel of 3 x 3"),
         (lambda: estimate_kernel(waves(60, 60), waves(15, 15)), "more unknowns"),
+        (lambda: estimate_kernel(0 * waves(60, 60), waves(15, 15)), "is constant"),
     ],
 )
 def test_messages(call, message):

@@ -111,6 +111,10 @@ def fit(
     parameters = {name: p for name, p in energy.named_parameters() if p.requires_grad}
     if budget is not None and not budget > 0:
         raise InputError(f"The time limit is {budget} s but must be positive; or leave it out.")
+    if not 0 < lr < math.inf or steps < 1:
+        raise InputError(
+            f"Got {steps} steps at a learning rate of {lr}; use at least one, and a positive rate."
+        )
     if not parameters:
         raise InputError(
             "Nothing is trainable; call requires_grad_(True) to train a fitted model again."

@@ -141,6 +141,8 @@ def spring(
         InputError: See :func:`palm`; or if the batch or the probability is out of range.
         NumericalError: See :func:`palm`.
     """
+    if estimator not in ("sarah", "saga"):
+        raise InputError(f"There is no estimator {estimator!r}; use 'sarah' or 'saga'.")
     optimizer = Palm(blocks, lr=lr, inertia=inertia, curvature=curvature, powers=powers)
     chosen = (
         Saga(smooth, count, batch)

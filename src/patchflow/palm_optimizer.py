@@ -91,6 +91,10 @@ class Palm(torch.optim.Optimizer):
                 f"Got lr {lr}, inertia {inertia} and {powers} powers; give a positive lr, an inertia in [0, 1], and at "
                 "least 1 power."
             )
+        if curvature not in ("hessian", "backtracking"):
+            raise InputError(
+                f"There is no curvature {curvature!r}; use 'hessian' or 'backtracking'."
+            )
         _check(blocks)
         super().__init__([{"params": list(b.tensors), "name": b.name} for b in blocks], {"lr": lr})
         self.blocks, self.inertia, self.powers = list(blocks), inertia, powers

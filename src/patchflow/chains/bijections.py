@@ -218,7 +218,8 @@ class ActNorm(Kernel):
         scale, mean = torch.std_mean(x, 0)
         if not (scale > 0).all():
             raise InputError(
-                f"Coordinate {int((scale <= 0).nonzero()[0])} is constant over {len(x)} points; give data that vary."
+                f"Coordinate {int((~(scale > 0)).nonzero()[0])} is constant over {len(x)} points, or not finite; give "
+                "data that vary."
             )
         self.log_scale.copy_(scale.log())
         self.shift.copy_(mean)

@@ -228,6 +228,16 @@ def _unpaired(training: Training) -> tuple[Settings, Blur, list[Tensor]]:
                 "--registered takes two files, [image.png,measured.png], and no --kernel beside it."
             )
         pair = [read_image(path, value_range=limits, grey=True) for path in settings["registered"]]
+        scale = settings["scale"]
+        if settings["problem"].endswith(".py"):
+            raise InputError(
+                "--registered estimates the blur of super-resolution; leave it out with a problem file."
+            )
+        if tuple(scale * n for n in pair[1].shape[2:]) != tuple(pair[0].shape[2:]):
+            raise InputError(
+                f"The registered images have {pair[0].shape[2]} x {pair[0].shape[3]} and {pair[1].shape[2]} x "
+                f"{pair[1].shape[3]} pixels, which is not the scale {scale}; give --scale, or other images."
+            )
         found = estimate_kernel(pair[0], pair[1], size=max(_ESTIMATED, settings["scale"]))
         if not (abs(found.gain - 1) < _SAME and abs(found.bias) < _SAME):
             raise InputError(

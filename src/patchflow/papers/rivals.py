@@ -163,7 +163,7 @@ def _unpaired(
         model,
         [degrade(image)[1] for image in lesson.images],
         lesson.validation,
-        prior=learn_wpp(lesson.images, scales=2),
+        prior=learn_wpp(lesson.images, scales=2, dihedral=True),
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,

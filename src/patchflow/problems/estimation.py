@@ -74,6 +74,10 @@ def estimate_kernel(
             f"The images have {high.shape[2]} x {high.shape[3]} and {low.shape[2]} x {low.shape[3]} pixels; the first "
             "must be a whole number of times, at least twice, as large as the second: crop or register them."
         )
+    if not (float(high.std()) > 0 and float(low.std()) > 0):
+        raise InputError(
+            "One of the images is constant, or not finite: nothing tells the blur; give images with texture."
+        )
     if size < scale or not ridge >= 0:
         raise InputError(
             f"Got a kernel of {size} x {size} at scale {scale} and the ridge {ridge}; the kernel must be at least as "

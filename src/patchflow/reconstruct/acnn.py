@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchflow.numerics.dihedral import DIHEDRAL, self_ensemble, symmetries
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.resolution import from_cells
+from patchflow.problems.resolution import cell_offset, from_cells
 from patchflow.resolution_models import SuperResolver
 from patchflow.solution import Solution
 
@@ -33,7 +33,8 @@ def reconstruct(
         likelihood: The operator and the noise.
         model: The network.
         y: The measurement.
-        ensemble: Whether to average over the turns and reflections that leave the kernel as it is.
+        ensemble: Whether to average over the turns and reflections that leave the kernel as it is, if the cells
+            of the measured pixels lie in its middle.
 
     Returns:
         The image; pixels outside of all cells are interpolated.
@@ -43,6 +44,9 @@ def reconstruct(
     """
     model.check(y)
     operator = model.operator_of(likelihood)
-    turns = symmetries(operator.kernel) if ensemble else DIHEDRAL[:1]
+    corner = zip(cell_offset(operator), operator.anchor, operator.kernel.shape, strict=True)
+    # Cells that cannot lie in the middle of the kernel would be displaced by a turn.
+    centred = all(2 * (first + anchor) + operator.stride == n for first, anchor, n in corner)
+    turns = symmetries(operator.kernel) if ensemble and centred else DIHEDRAL[:1]
     cells = self_ensemble(model, y, turns)
     return Solution(from_cells(operator, cells, operator.initial(y)), [], 1, True)

@@ -177,6 +177,8 @@ def reconstruct(
         raise InputError(f"Got {steps} steps; give at least 1.")
     operator = check_low_resolution(likelihood, y)
     model = Dual(y.shape[1], operator, likelihood.std, min(crop, *y.shape[2:])).to(y)
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"The time limit is {seconds} s but must be positive; or leave it out.")
     history, interrupted = _learn(model, y, steps, seconds, progress)
     with torch.no_grad():
         x = model.up(operator.initial(y))
