@@ -233,7 +233,10 @@ def test_train_and_reconstruct(train, method, weight, capsys):
     truth = waves(40, 44, 0.7)
     torch.manual_seed(1)
     write_image("y.tif", truth + 0.1 * torch.randn_like(truth))
-    assert main(["train", train[0], "train.tif", *train[1:], "-o", "m.safetensors"]) == 0
+    assert (
+        main(["train", train[0], "train.tif", *train[1:], "--threads=1", "-o", "m.safetensors"])
+        == 0
+    )
     run = ["reconstruct", "y.tif", "--problem=denoising", "--noise=0.1", f"--method={method}"]
     assert main([*run, "--prior=m.safetensors", f"--weight={weight}", "-o", "x.tif"]) == 0
     errors = [
