@@ -169,8 +169,6 @@ class Palm(torch.optim.Optimizer):
         )
         if not math.isfinite(objective):
             return objective, math.nan
-        if not math.isfinite(objective):
-            return objective, math.nan
         squared, rest = 0.0, slopes
         for block, constant in zip(self.blocks, self.lipschitz, strict=True):
             scale = 1.0 if math.isnan(constant) else constant
