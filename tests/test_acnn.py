@@ -194,6 +194,13 @@ DEGRADE = LowResolution(KERNEL, 2, 0.02)
         (lambda: pf.acnn(noise=0.0), "the noise positive"),
         (lambda: pf.acnn(scale=4, kernel_shape=(3, 3)), "a kernel of 3 x 3 pixels at scale 4"),
         (lambda: tiny().trained_for(torch.ones(3, 3)), r"made for \(6, 6\)"),
+        (lambda: pf.learn_pairs(pf.acnn(**TINY), [waves()], pairs=DEGRADE), "knows no blur yet"),
+        (
+            lambda: pf.learn_pairs(
+                tiny(), [waves()], pairs=LowResolution(torch.ones(6, 6) / 36, 2, 0.02)
+            ),
+            "trained for another blur",
+        ),
         (lambda: DEGRADE.side(15), "15 x 15 pixels are not divisible by the scale 2"),
         (lambda: LowResolution(torch.ones(2, 2), 3, 0.0), "a kernel of 2 x 2"),
         (lambda: pf.learn_pairs(tiny(), [], pairs=DEGRADE), "no training images"),

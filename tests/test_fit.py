@@ -62,6 +62,35 @@ def test_resumed_run_ends_at_the_same_parameters(average, tmp_path):
         assert torch.equal(a, b)
 
 
+class Counting(Parabola):
+    """Learns something without gradients: how often it was evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("evaluations", torch.zeros(()))
+
+    def forward(self, x, condition=None):
+        self.evaluations += 1
+        return super().forward(x)
+
+
+def test_a_resume_knows_what_was_learned_without_gradients(tmp_path):
+    path = tmp_path / "state.safetensors"
+    calls = 0
+
+    def batches():
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return torch.ones(4, 1)
+
+    fit(Counting(), batches, steps=20, checkpoint=path)
+    again = Counting()
+    fit(again, batches, steps=20, checkpoint=path, resume=True)
+    assert float(again.evaluations) == 20
+
+
 def test_interrupted_run_keeps_its_best_state():
     energy = Parabola()
     calls = 0

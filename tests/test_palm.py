@@ -415,6 +415,39 @@ def test_interruption_keeps_the_record():
     assert 1 < len(result.objective) < 12
 
 
+@pytest.mark.parametrize("curvature", ["hessian", "backtracking"])
+def test_interruption_leaves_the_last_whole_step(curvature):
+    """With inertia, gradients are taken at points outside of the box: no block may stay there."""
+
+    def run(stop):
+        x, y = leaf(torch.tensor([0.9, -0.9])), leaf(torch.tensor([0.5, 0.3]))
+        calls = 0
+
+        def smooth():
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+            return 0.5 * (x - 3).square().sum() + (x * y).sum() + y.square().sum()
+
+        blocks = [Block("x", [x], box(-1, 1)), Block("y", [y])]
+        optimizer = Palm(blocks, lr=0.5, inertia=1.0, curvature=curvature)
+        seen = [(x.detach().clone(), y.detach().clone())]
+        try:
+            for _ in range(6):
+                optimizer.step(smooth)
+                seen.append((x.detach().clone(), y.detach().clone()))
+        except KeyboardInterrupt:
+            return seen, (x.detach(), y.detach()), calls
+        return seen, (x.detach(), y.detach()), calls
+
+    whole, _, calls = run(None)
+    for stop in range(2, calls):
+        seen, left, _ = run(stop)
+        assert all(torch.equal(a, b) for a, b in zip(seen[-1], left, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(seen[-1], whole[len(seen) - 1], strict=True))
+
+
 def test_penalties_that_do_not_keep_their_promise():
     x = leaf(torch.zeros(3))
 

@@ -198,6 +198,20 @@ def test_palm_and_its_relatives_come_near_em():
     assert -float(objective.density()(x).mean()) == pytest.approx(-result.objective[-1])
 
 
+def test_normal_data_do_not_send_the_degrees_to_infinity():
+    """Without a bound the curvature in the degrees vanishes, and the step size with it."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 2)
+    start = fit_student_mixture(x, 2, max_iterations=1)
+    for curvature in ("hessian", "backtracking"):
+        objective = StudentObjective(x, start)
+        result = spring(
+            objective, objective.blocks, len(x), batch=50, epochs=10, curvature=curvature
+        )
+        assert math.isfinite(result.objective[-1])
+        assert float(objective.density().degrees.max()) <= 900.1
+
+
 def test_interruption_keeps_the_mixture(monkeypatch):
     calls, expect = 0, student_maximization._expect
 

@@ -25,6 +25,8 @@ from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
 from patchflow.numerics.patches import PatchSampler, common_channels, hold_out
 from patchflow.numerics.precision import Precision
+from patchflow.problems.resolution import LowResolution
+from patchflow.resolution_models import SuperResolver
 
 # Clean images to what is wanted of a network, and what it is given.
 MakePairs = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -113,13 +115,15 @@ def learn_pairs(
 
     Raises:
         InputError: If images differ in channels or are smaller than a crop, the network gives another shape than
-            wanted, or a number is out of range.
+            wanted or was made for another blur, or a number is out of range.
         NumericalError: If the loss is not finite; the best state so far is kept.
     """
     if common_channels([*images, *validation]) < 1 or crop < 1 or batch < 1 or steps < 1:
         raise InputError(
             f"Got crops of {crop} x {crop}, {batch} of them in each of {steps} steps; use at least one of each."
         )
+    if isinstance(network, SuperResolver) and isinstance(pairs, LowResolution):
+        network.check_kernel(pairs.kernel)
     if not validation:
         images, validation = hold_out(images, holdout, crop)
     sampler = PatchSampler(images, crop, batch, dihedral=dihedral)

@@ -5,7 +5,8 @@ r"""Maximum likelihood of a Student-t mixture by PALM and its relatives, block b
 
 with :math:`\alpha = \operatorname{softmax}(\tilde\alpha)`, :math:`\nu = \tilde\nu^2 + \varepsilon` and
 :math:`\Sigma_k = \tilde\Sigma_k^\top \tilde\Sigma_k + \varepsilon I`. The entries of :math:`\tilde\alpha` are kept
-between 0 and 10; the other blocks have no penalty.
+between 0 and 10, and other than in the paper those of :math:`\tilde\nu` between -30 and 30: components that are normal
+would send their degrees of freedom to infinity, where no curvature is left. 900 degrees are normal in all but name.
 
 References:
     Hertrich, Steidl, "Inertial stochastic PALM and applications in machine learning", 2022,
@@ -28,6 +29,8 @@ from patchflow.priors.student_maximization import StudentFit
 # The numbers of the paper.
 _EPSILON = 0.1
 _LARGEST = 10.0
+# Not of the paper: see the module.
+_ROOT = 30.0
 
 
 class StudentObjective(nn.Module):
@@ -61,7 +64,7 @@ class StudentObjective(nn.Module):
         # Weighted sums of these are all the squared distances.
         self.register_buffer("rows", features(points.T).T.contiguous())
         self.logits = nn.Parameter(logits)
-        self.root_degrees = nn.Parameter((degrees - _EPSILON).sqrt())
+        self.root_degrees = nn.Parameter((degrees - _EPSILON).sqrt().clamp_max(_ROOT))
         self.means = nn.Parameter(means.clone())
         roots = (values - _EPSILON).sqrt()[:, :, None] * vectors.mT
         self.root_scatters = nn.Parameter(roots)
@@ -71,7 +74,7 @@ class StudentObjective(nn.Module):
         """The blocks, in the order of the paper."""
         return [
             Block("weights", [self.logits], box(0, _LARGEST)),
-            Block("degrees of freedom", [self.root_degrees]),
+            Block("degrees of freedom", [self.root_degrees], box(-_ROOT, _ROOT)),
             Block("locations", [self.means]),
             Block("scatter matrices", [self.root_scatters]),
         ]

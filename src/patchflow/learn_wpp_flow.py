@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from patchflow.chains.flow import Flow, PathKL
 from patchflow.errors import InputError
@@ -29,6 +30,9 @@ from patchflow.learn_wpp_net import MeasuredCrops, posterior_of
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.problems.resolution import LowResolution
 from patchflow.resolution_models import FlowNetwork, SuperResolver
+
+# Samples of each validation image.
+_SAMPLES = 8
 
 WEIGHT, CROP, BATCH, LR, AVERAGE = 1000.0, 16, 8, 3e-3, 0.99
 
@@ -57,7 +61,7 @@ def learn_wpp_flow(
     Args:
         model: The model of :func:`patchflow.wpp_flow`, with the operator and the noise that it is trained for.
         measurements: See :func:`patchflow.learn_wpp_net`, also for the other arguments.
-        validation: High-resolution images; the PSNR of single samples chooses the best state.
+        validation: High-resolution images; the PSNR of the mean of samples chooses the best state.
         prior: The prior of a reference image.
         weight: The weight of the prior; it also says how much samples differ.
         crop: Side length of the crops, in measured pixels.
@@ -68,7 +72,7 @@ def learn_wpp_flow(
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop early after this many validations without improvement.
         seconds: Time limit; the schedule ends with it.
-        checkpoint: File for the training state, without the potentials, which rise anew after a resume.
+        checkpoint: File for the training state.
         resume: Continue from ``checkpoint``.
         progress: Show a progress line.
 
@@ -86,12 +90,10 @@ def learn_wpp_flow(
             "patchflow.wpp_flow."
         )
     posterior = posterior_of(model, prior, [*measurements, *validation], weight=weight)
-    if steps < 1:
-        raise InputError(f"Got {steps} steps; use at least one.")
     crops = MeasuredCrops(model, measurements, crop, batch, dihedral=dihedral)
     posterior.start(crop, model.channels)
     known = validation_pairs(validation, LowResolution(model.kernel, model.scale, model.noise))
-    pair_loss = PairLoss(network)
+    pair_loss = PairLoss(_MeanOfSamples(network))
     flow = Flow(network.flow.latent, network.flow.chain, target=posterior)
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -113,3 +115,16 @@ def learn_wpp_flow(
         resume=resume,
         progress=progress,
     )
+
+
+class _MeanOfSamples(nn.Module):
+    """The mean of a few samples of a flow, the same at each call."""
+
+    def __init__(self, network: FlowNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, y: Tensor) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return torch.stack([self.network(y) for _ in range(_SAMPLES)]).mean(0)

@@ -90,7 +90,7 @@ def learn_wpp_net(
         patience: Stop early after this many validations without improvement.
         seconds: Time limit; the schedule ends with it.
         precision: Precision of the network during training.
-        checkpoint: File for the training state, without the potentials, which rise anew after a resume.
+        checkpoint: File for the training state.
         resume: Continue from ``checkpoint``.
         progress: Show a progress line.
 
@@ -130,7 +130,7 @@ def posterior_of(
     """The posterior that a model is trained for, if images, prior and model have the same channels.
 
     Raises:
-        InputError: If they have not, or there is no image.
+        InputError: If they have not, there is no image, or the model was given no kernel.
     """
     channels = common_channels(images)
     if not channels == prior.channels == model.channels:
@@ -138,6 +138,7 @@ def posterior_of(
             f"The images have {channels} channels, the prior was made for {prior.channels} and the network for "
             f"{model.channels}; convert them all to grey or all to colour."
         )
+    model.check_kernel(model.kernel)
     return CropPosterior(model.kernel, model.scale, model.noise, prior, weight=weight)
 
 

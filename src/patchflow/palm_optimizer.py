@@ -129,8 +129,19 @@ class Palm(torch.optim.Optimizer):
         Args:
             estimator: What estimates them.
         """
-        estimator.begin()
         everything = [p for block in self.blocks for p in block.tensors]
+        begun = [p.clone() for p in everything]
+        states = {p: dict(self.state[p]) for p in everything}
+        try:
+            return self._sweep(estimator, everything)
+        except BaseException:
+            # In between, parameters stand where only a gradient was wanted.
+            assign(everything, begun)
+            self.state.update(states)
+            raise
+
+    def _sweep(self, estimator: Estimator, everything: list[Tensor]) -> float:
+        estimator.begin()
         loss = math.nan
         for number, (block, group) in enumerate(zip(self.blocks, self.param_groups, strict=True)):
             params = group["params"]

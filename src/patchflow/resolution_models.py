@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -65,7 +66,8 @@ class SuperResolver(nn.Module):
                 "the kernel must be at least as large as the scale, the noise positive."
             )
         self.network, self.channels, self.scale, self.noise = network, channels, scale, float(noise)
-        self.register_buffer("kernel", torch.ones(*kernel_shape))
+        # Not a number until it is set, so that a forgotten one is noticed.
+        self.register_buffer("kernel", torch.full(tuple(kernel_shape), math.nan))
 
     def trained_for(self, kernel: Float[Tensor, "rows columns"]) -> SuperResolver:
         """Set the kernel of the blur, and return the model.
@@ -80,6 +82,22 @@ class SuperResolver(nn.Module):
             )
         self.kernel.copy_(kernel)
         return self
+
+    def check_kernel(self, kernel: Float[Tensor, "rows columns"]) -> None:
+        """Refuse another kernel than the model's, and a model that was given none.
+
+        Raises:
+            InputError: As said.
+        """
+        own = self.kernel.to(kernel)
+        if not bool(own.isfinite().all()):
+            raise InputError("The model knows no blur yet; call trained_for(kernel) first.")
+        tolerance = _KERNEL_TOLERANCE * float(own.abs().max())
+        if kernel.shape != own.shape or not torch.allclose(kernel, own, rtol=0, atol=tolerance):
+            raise InputError(
+                f"The network was trained for another blur, of {own.shape[0]} x {own.shape[1]} pixels, than that of "
+                f"the operator, of {kernel.shape[0]} x {kernel.shape[1]}; train a network for this operator."
+            )
 
     def forward(
         self, y: Float[Tensor, "batch channels height width"]
@@ -118,13 +136,7 @@ class SuperResolver(nn.Module):
                 f"The network was trained for super-resolution with scale {self.scale} but the operator has {found}; "
                 "train a network for this operator."
             )
-        kernel, own = operator.kernel, self.kernel.to(operator.kernel)
-        tolerance = _KERNEL_TOLERANCE * float(own.abs().max())
-        if kernel.shape != own.shape or not torch.allclose(kernel, own, rtol=0, atol=tolerance):
-            raise InputError(
-                f"The network was trained for another blur, of {own.shape[0]} x {own.shape[1]} pixels, than that of "
-                f"the operator, of {kernel.shape[0]} x {kernel.shape[1]}; train a network for this operator."
-            )
+        self.check_kernel(operator.kernel)
         if not 1 / _NOISE_FACTOR <= likelihood.std / self.noise <= _NOISE_FACTOR:
             raise InputError(
                 f"The network was trained for the noise {self.noise:g} but the measurement has {likelihood.std:g}; "

@@ -121,6 +121,7 @@ class TrainingRun:
                 tensors[f"{self.kind}.{key}.{name}"] = value
         for prefix, group in (("average", self.averaged), ("best", self.best_state)):
             tensors |= {f"{prefix}.{name}": value for name, value in (group or {}).items()}
+        tensors |= {f"buffer.{name}": value for name, value in self._buffers().items()}
         tensors["random"] = self.random
         record = {
             "step": self.step,
@@ -145,7 +146,7 @@ class TrainingRun:
                 if name.startswith(f"{prefix}.")
             }
 
-        state = self.energy.state_dict() | group("parameter")
+        state = self.energy.state_dict() | group("parameter") | group("buffer")
         load_into(self.energy, state, path)
         if record["step"] and not any(key.startswith(f"{self.kind}.") for key in tensors):
             raise InputError(
@@ -166,6 +167,11 @@ class TrainingRun:
         self.losses, self.block = record["losses"], record["block"]
         self.validation = [(step, value) for step, value in record["validation"]]
         self.best = math.nan if record["best"] is None else record["best"]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What the energy learns without gradients, such as the potentials of transport."""
+        kept = self.energy.state_dict().keys()
+        return {name: value for name, value in self.energy.named_buffers() if name in kept}
 
     @torch.no_grad()
     def _assign(self, state: dict[str, Tensor]) -> None:

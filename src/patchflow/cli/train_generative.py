@@ -6,6 +6,7 @@ import time
 
 from patchflow import models
 from patchflow.cli.slices import Units
+from patchflow.cli.train_rivals import save_mixture
 from patchflow.cli.training import Training
 from patchflow.learn import learn_patches
 from patchflow.learn_gan import learn_gan
@@ -216,15 +217,4 @@ def train_student_t(
         max_iterations=steps,
         progress=True,
     )
-    seconds = time.perf_counter() - begun
-    done = len(record.log_likelihood) - 1
-    summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
-    training.save(prior, summary)
-    how = "converged" if record.converged else "not converged; give more --steps"
-    if record.interrupted:
-        how = "interrupted"
-    print(
-        f"{output}: {len(record.weights)} components of {float(record.degrees.min()):.2g} to "
-        f"{float(record.degrees.max()):.2g} degrees of freedom, log-likelihood {record.log_likelihood[-1]:.2f} nats "
-        f"per patch after {done} steps in {seconds:.0f} s ({how})."
-    )
+    save_mixture(training, prior, record, time.perf_counter() - begun)

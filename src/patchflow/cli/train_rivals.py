@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchflow import models
 from patchflow.cli.problems import Settings
@@ -18,6 +18,8 @@ from patchflow.learn_critic import noise as white_noise
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
 from patchflow.numerics.patches import common_channels
+from patchflow.priors.expectation_maximization import MixtureFit
+from patchflow.priors.student_maximization import StudentFit
 
 
 def train_epll(
@@ -78,16 +80,33 @@ def train_epll(
         max_iterations=steps,
         progress=True,
     )
-    seconds = time.perf_counter() - begun
+    save_mixture(training, prior, record, time.perf_counter() - begun)
+
+
+def save_mixture(
+    training: Training, prior: nn.Module, record: MixtureFit | StudentFit, seconds: float
+) -> None:
+    """Write a mixture, and print how its training went.
+
+    Args:
+        training: The command.
+        prior: The mixture as a prior.
+        record: The record of expectation maximisation.
+        seconds: How long it took.
+    """
     done = len(record.log_likelihood) - 1
     summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
     training.save(prior, summary)
     how = "converged" if record.converged else "not converged; give more --steps"
     if record.interrupted:
         how = "interrupted"
+    kind = f"{len(record.weights)} components"
+    if isinstance(record, StudentFit):
+        low, high = float(record.degrees.min()), float(record.degrees.max())
+        kind += f" of {low:.2g} to {high:.2g} degrees of freedom"
     print(
-        f"{output}: {len(record.weights)} components, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch "
-        f"after {done} steps in {seconds:.0f} s ({how})."
+        f"{training.target}: {kind}, log-likelihood {record.log_likelihood[-1]:.2f} nats per patch after {done} steps "
+        f"in {seconds:.0f} s ({how})."
     )
 
 

@@ -155,15 +155,17 @@ def _acnn(lesson: Lesson) -> nn.Module:
 def _unpaired(
     lesson: Lesson, make: Callable[..., SuperResolver], learn: Callable[..., Fit]
 ) -> nn.Module:
-    """A model of the same problem that learns from simulated measurements of the training images, without pairs."""
+    """A model of the same problem that learns without pairs: measurements of the lower halves, patches of the upper."""
     operator, std = _resolution(lesson)
     degrade = LowResolution(operator.kernel, operator.stride, std)
     model = make(scale=operator.stride, noise=std).trained_for(operator.kernel)
     record = learn(
         model,
-        [degrade(image)[1] for image in lesson.images],
+        [degrade(image[:, :, image.shape[2] // 2 :])[1] for image in lesson.images],
         lesson.validation,
-        prior=learn_wpp(lesson.images, scales=2, dihedral=True),
+        prior=learn_wpp(
+            [image[:, :, : image.shape[2] // 2] for image in lesson.images], scales=2, dihedral=True
+        ),
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,
