@@ -207,7 +207,7 @@ def error(path):
 @pytest.mark.parametrize(
     ("train", "method"),
     [
-        (["denoiser", "--widths=[4,8]", "--blocks=1", "--high=0.2"], "dpir"),
+        (["denoiser", "--widths=[4,8]", "--cell=1", "--high=0.2"], "dpir"),
         (["pnn", "--width=2", "--features=4", "--size=3", "--layers=2", "--level=0.1"], "pnp-pnn"),
     ],
 )

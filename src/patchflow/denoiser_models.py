@@ -11,7 +11,7 @@ from torch import nn
 from patchflow.errors import InputError
 from patchflow.io.checkpoint import load_into
 from patchflow.networks.dncnn import DnCNN, read_dncnn
-from patchflow.networks.drunet import PUBLISHED_BLOCKS, PUBLISHED_WIDTHS, DRUNet
+from patchflow.networks.drunet import PUBLISHED_BLOCKS, PUBLISHED_WIDTHS, WIDTHS, DRUNet
 from patchflow.networks.proximal import Activation
 from patchflow.networks.proximal_convolution import ConvolutionalProximalNetwork
 from patchflow.networks.proximal_denoiser import ProximalDenoiser
@@ -22,8 +22,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def drunet(
     *,
     channels: int = 1,
-    widths: Sequence[int] = (16, 32, 64),
-    blocks: int = 2,
+    widths: Sequence[int] = WIDTHS,
+    blocks: int = 1,
+    cell: int = 2,
     low: float = 0.0,
     high: float = 50 / 255,
     preset: str = "default",
@@ -34,9 +35,11 @@ def drunet(
         channels: Channels of the images.
         widths: Channels of each scale, finest first.
         blocks: Residual blocks of each scale, on either way.
+        cell: Pixels along a side of the cells that are the finest scale.
         low: The smallest noise level to train for.
         high: The largest.
-        preset: ``"paper"`` is the published network, of 32 million weights; it overrides ``widths`` and ``blocks``.
+        preset: ``"paper"`` is the published network, of 32 million weights; it overrides ``widths``, ``blocks`` and
+            ``cell``.
 
     Raises:
         InputError: If a number is out of range, or there is no such preset.
@@ -49,8 +52,8 @@ def drunet(
     if preset not in ("default", "paper"):
         raise InputError(f"The preset is {preset!r}; use 'default' or 'paper'.")
     if preset == "paper":
-        widths, blocks = PUBLISHED_WIDTHS, PUBLISHED_BLOCKS
-    model = DRUNet(channels=channels, widths=widths, blocks=blocks, levels=(low, high))
+        widths, blocks, cell = PUBLISHED_WIDTHS, PUBLISHED_BLOCKS, 1
+    model = DRUNet(channels=channels, widths=widths, blocks=blocks, cell=cell, levels=(low, high))
     return _named(model, "drunet", arguments)
 
 

@@ -35,6 +35,8 @@ _SMALLEST_LEVEL = 1 / 255
 # Validation: crops of so many pixels along a side, so many in all, each with every one of so many levels.
 _VALIDATION_SIDE, _VALIDATION_CROPS, _VALIDATION_LEVELS = 96, 12, 3
 
+Spread = Literal["uniform", "log-uniform"]
+
 
 class Constrained:
     """Random batches, and a network that is brought back to its constraint before each of them.
@@ -113,6 +115,7 @@ def learn_denoiser(
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup: int = 200,
     average: float = 0.995,
+    spread: Spread = "uniform",
     penalty: float | int = 0.0,
     patience: int | None = None,
     seconds: float | None = None,
@@ -123,8 +126,8 @@ def learn_denoiser(
 ) -> Fit:
     """Train a denoiser on random crops of images, and leave it frozen at its best validated state.
 
-    Noise levels are drawn uniformly from those that the denoiser was made for. A proximal denoiser is brought back to
-    its constraint after every step, unless there is a ``penalty``, and always at the end and where it is validated.
+    Noise levels are drawn from those that the denoiser was made for. A proximal denoiser is brought back to its
+    constraint after every step, unless there is a ``penalty``, and always at the end and where it is validated.
 
     Args:
         denoiser: The denoiser to train.
@@ -139,6 +142,8 @@ def learn_denoiser(
         schedule: ``"cosine"`` decay after the warm-up, or ``"constant"``.
         warmup: Steps of linear warm-up.
         average: Decay of the moving average of the weights; 0 for none.
+        spread: How noise levels are drawn: ``"uniform"`` as published, or ``"log-uniform"`` where they span orders of
+            magnitude.
         penalty: Weight of the Parseval penalty of a proximal denoiser during the training (published is 1e4 for sums
             over pixels, at steps of 1e-5), in place of the projection after every step.
         patience: Stop early after this many validations without improvement.
@@ -167,15 +172,19 @@ def learn_denoiser(
         images, validation = hold_out(images, holdout, crop)
     sampler = PatchSampler(images, crop, batch, dihedral=dihedral)
     low, high = denoiser.levels
+    if spread == "log-uniform" and not low > 0:
+        raise InputError(
+            f"The smallest noise level is {low} but must be positive where levels are log-uniform, such as 0.003."
+        )
 
     def draw() -> tuple[Tensor, Tensor]:
         x = sampler().view(batch, sampler.channels, crop, crop)
-        return x, low + (high - low) * torch.rand(batch).to(x)
+        return x, _level(torch.rand(batch).to(x), low, high, spread)
 
     network = denoiser.network if isinstance(denoiser, ProximalDenoiser) else None
     if network is not None:
         precision = "float32"  # eight bits say nothing about a constraint
-    noisy = _validation_pairs(validation, denoiser.levels)
+    noisy = _validation_pairs(validation, denoiser.levels, spread)
 
     def validate() -> float:
         if network is not None:
@@ -208,16 +217,21 @@ def learn_denoiser(
             network.finish_()
 
 
+def _level(share: Tensor, low: float, high: float, spread: Spread) -> Tensor:
+    """The noise level below which a share of all levels lies."""
+    return low * (high / low) ** share if spread == "log-uniform" else low + (high - low) * share
+
+
 def _validation_pairs(
-    images: Sequence[Tensor], levels: tuple[float, float]
+    images: Sequence[Tensor], levels: tuple[float, float], spread: Spread
 ) -> list[tuple[Tensor, Tensor, float]]:
     """Clean crops from the middle of images, their noisy ones and the noise level, the same whatever the seed."""
     generator = torch.Generator().manual_seed(0)
     chosen = [levels[1]]
     if levels[0] < levels[1]:
         # The middles of as many parts of the range.
-        width = (levels[1] - levels[0]) / _VALIDATION_LEVELS
-        chosen = [levels[0] + (k + 0.5) * width for k in range(_VALIDATION_LEVELS)]
+        middles = (torch.arange(_VALIDATION_LEVELS) + 0.5) / _VALIDATION_LEVELS
+        chosen = _level(middles, *levels, spread).tolist()
     pairs = []
     for image in images[:: max(1, math.ceil(len(images) / _VALIDATION_CROPS))]:
         height, width = image.shape[-2:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -25,3 +26,26 @@ class Solution(NamedTuple):
     converged: bool | None
     interrupted: bool = False
     std: Tensor | None = None
+
+
+class Samples(NamedTuple):
+    """Samples of the posterior of an image.
+
+    Attributes:
+        x: The samples of each chain; independent draws are chains of one.
+        energies: The energy of the posterior of each, in nats, of samplers that know it.
+        acceptance: The share of accepted steps, of samplers that reject.
+        step: The step size, of Markov chains.
+        interrupted: Whether the user stopped it (Ctrl-C): x is what there was.
+    """
+
+    x: Float[Tensor, "chains draws channels height width"]
+    energies: Float[Tensor, "chains draws"] | None
+    acceptance: float | None
+    step: float | None
+    interrupted: bool = False
+
+    @property
+    def images(self) -> Float[Tensor, "samples channels height width"]:
+        """The samples of all chains."""
+        return self.x.flatten(0, 1)

@@ -8,7 +8,8 @@ from patchflow import models
 from patchflow.cli.slices import Units
 from patchflow.cli.training import Training
 from patchflow.fit import Fit
-from patchflow.learn_denoiser import learn_denoiser
+from patchflow.learn_denoiser import Spread, learn_denoiser
+from patchflow.networks.drunet import WIDTHS
 from patchflow.networks.proximal import Activation
 from patchflow.numerics.averaged import check_lipschitz
 from patchflow.numerics.patches import common_channels
@@ -26,8 +27,10 @@ def train_denoiser(
     holdout: float = 0.1,
     low: float = 0.0,
     high: float = 50 / 255,
+    spread: Spread = "uniform",
     widths: list[int] | None = None,
-    blocks: int = 2,
+    blocks: int = 1,
+    cell: int = 2,
     preset: Literal["default", "paper"] = "default",
     crop: int = 48,
     batch: int = 16,
@@ -48,6 +51,8 @@ def train_denoiser(
 ) -> None:
     """Learn a denoiser of all noise levels of a range (a small DRUNet), for reconstruct --method dpir.
 
+    Samples of the posterior (reconstruct --samples) take one with --low 0.003 --high 0.5 --spread log-uniform.
+
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
     --resume continues.
 
@@ -58,9 +63,11 @@ def train_denoiser(
         holdout: Held-out fraction of each training image.
         low: The smallest noise level, in units of the image range.
         high: The largest.
-        widths: Channels of each scale, finest first, as [16,32,64].
+        spread: How noise levels are drawn: uniform, or log-uniform where they span orders of magnitude.
+        widths: Channels of each scale, finest first, as [32,64,64].
         blocks: Residual blocks of each scale, on either way.
-        preset: paper is the published network, of 32 million weights; it overrides widths and blocks.
+        cell: Pixels along a side of the cells that are the finest scale: 1 is finer and four times slower.
+        preset: paper is the published network, of 32 million weights; it overrides widths, blocks and cell.
         crop: Side length of the training crops in pixels.
         batch: Crops per step.
         steps: Training steps.
@@ -81,8 +88,9 @@ def train_denoiser(
     training = Training.begin("train denoiser", dict(locals()))
     denoiser = models.drunet(
         channels=common_channels(training.images),
-        widths=(16, 32, 64) if widths is None else widths,
+        widths=WIDTHS if widths is None else widths,
         blocks=blocks,
+        cell=cell,
         low=low,
         high=high,
         preset=preset,
@@ -91,7 +99,7 @@ def train_denoiser(
         denoiser,
         learn_denoiser,
         _validated,
-        {"crop": crop, "dihedral": dihedral, "precision": precision},
+        {"crop": crop, "dihedral": dihedral, "precision": precision, "spread": spread},
     )
 
 
