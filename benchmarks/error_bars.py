@@ -3,8 +3,9 @@
 Run: python benchmarks/error_bars.py --data DATA --models FOLDER [--methods single-image epll]. For each method: 90 %
 intervals of 20 bins of local contrast are fitted to one simulated measurement of the validation image, and the share of
 the pixels that they cover is measured on each test image, beside their mean width and the width of the best constant
-interval of the same coverage. Nothing is chosen on test images. The noise floor: the coverage of the validation image
-with another noise.
+interval of the same coverage; over whole images, where `patchflow benchmark --intervals` keeps to the region of its
+other figures. Nothing is chosen on test images. The noise floor: the coverage of the validation image with another
+noise.
 """
 
 import argparse
@@ -14,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from patchflow.methods import METHODS, Task
 from patchflow.papers import image_problems, image_tables
 from patchflow.papers.library import Library
 from patchflow.papers.rivals import TEACHERS
-from patchflow.papers.tuned import WEIGHTS
-from patchflow.uncertainty.intervals import coverage, fit_intervals
+from patchflow.papers.table_intervals import CALIBRATION_SEED, TableIntervals, calibration_case
+from patchflow.uncertainty.intervals import coverage
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
@@ -37,29 +37,26 @@ torch.set_num_threads(arguments.threads)
 arguments.models.mkdir(parents=True, exist_ok=True)
 library = Library(arguments.models, arguments.seconds, 0, TEACHERS)
 problem = image_problems.PROBLEMS[arguments.problem][0]
+groups = {problem.group: problem}
+solvers = {
+    name: image_tables.solver(name, arguments.problem, groups, library, arguments.data)
+    for name in arguments.methods
+}
+known = {problem.group: calibration_case(arguments.data, problem)}
+bars = TableIntervals(known, solvers, {problem.group: problem.region}, arguments.level)
 rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 
+for name, solve in solvers.items():
+    intervals = bars.fitted(name, problem.group)
 
-def reconstruct(name, path, seed):
-    case = problem.case(arguments.data, path, seed)
-    prior = image_tables.learned(name, problem, library, arguments.data)
-    method, init = METHODS[name], case.likelihood.operator.initial(case.y)
-    weight = WEIGHTS.get((arguments.problem, problem.group), {}).get(name)
-    if weight is None:
-        weight = method.weight(case.likelihood, prior)
-    x = method.solve(Task(case.likelihood, case.y, init, weight, prior)).x
-    return x, case.truth
+    def judged(path, seed, intervals=intervals, solve=solve):
+        case = problem.case(arguments.data, path, seed)
+        return coverage(intervals, solve(case), case.truth)._asdict()
 
-
-for name in arguments.methods:
     validation = image_problems.validation_path(arguments.data, problem.material)
-    x, truth = reconstruct(name, validation, 999)
-    intervals = fit_intervals([x], [truth], level=arguments.level)
-    again = coverage(intervals, *reconstruct(name, validation, 998))
-    images = {"validation, other noise": again._asdict()}
+    images = {"validation, other noise": judged(validation, CALIBRATION_SEED - 1)}
     paths = image_problems.reported_paths(arguments.data, problem.material)
-    for number, path in enumerate(paths):
-        images[path.stem] = coverage(intervals, *reconstruct(name, path, number))._asdict()
+    images |= {path.stem: judged(path, number) for number, path in enumerate(paths)}
     rows[f"{name}, {arguments.problem}"] = {"intervals": intervals._asdict(), "images": images}
     arguments.json.write_text(json.dumps(rows, indent=1))
     print(f"{name}: {100 * arguments.level:.0f} % intervals, calibrated on {validation.name}")

@@ -301,3 +301,51 @@ def test_measurements_are_those_of_the_problem(data):
     # The noise is standard normal where pixels are hidden: the mask was not drawn from the same numbers.
     hidden = noise[0, 0][~case.likelihood.operator.mask]
     assert abs(float(hidden.square().mean()) - 1) < 5 * (2 / hidden.numel()) ** 0.5
+
+
+def test_a_table_with_intervals_of_the_validation_image(data, capsys):
+    run = ["benchmark", "denoising", f"--data={data}", "--images=1", "--threads=1"]
+    run += ["--csv=t.csv", "--json=t.json", "--intervals"]
+    assert main([*run, "--methods=[bicubic,tv]"]) == 0
+    said = capsys.readouterr().out
+    assert "interval width" in said
+    assert "90% intervals of that image" in said
+    columns = next(line for line in said.splitlines() if line.startswith("bicubic, sigma 0.1"))
+    assert not any("*" in cell for cell in columns.split()[-4:])  # nothing is best by its intervals
+    records = {record.method: record.values for record in read_csv("t.csv")}
+    for std in (0.05, 0.1):
+        figures = records[f"bicubic, sigma {std}"]
+        # The start is the measurement: its errors are the noise, whose 90 % interval is 3.29 standard deviations wide.
+        assert abs(figures["interval_width"] / std - 3.2897) < 5 * 2.1 * 3.2897 / (2 * 96**2) ** 0.5
+        # On either side a share of 9,216 pixels, of the validation and of the test image.
+        assert abs(figures["coverage"] - 0.9) < 5 * (2 * 0.9 * 0.1 / 96**2) ** 0.5
+    tv = records["tv, sigma 0.1"]
+    assert tv["interval_width"] < 0.6 * records["bicubic, sigma 0.1"]["interval_width"]
+    assert json.loads(Path("t.json").read_text())["rows"][0]["mean"]["coverage"] > 0.8
+    # A resumed table keeps its figures, and has its columns.
+    assert main([*run, "--methods=[bicubic,tikhonov]", "--resume"]) == 0
+    again = {record.method: record.values for record in read_csv("t.csv")}
+    assert again["tv, sigma 0.1"] == tv
+    assert 0 < again["tikhonov, sigma 0.1"]["coverage"] < 1
+    resumed = [word for word in run if word != "--intervals"] + ["--resume"]
+    refused(capsys, [*resumed, "--methods=[tv]"], "have the columns of --intervals")
+    write_csv("t.csv", [Record("tv, sigma 0.1", "img1", {"psnr": 20.0})])
+    refused(capsys, [*run, "--methods=[tv]", "--resume"], "lack the columns of --intervals")
+    refused(capsys, ["benchmark", "snf-mixture", "--intervals"], "not for snf-mixture")
+    write_image(data / "material" / "img_val_material.png", waves(40, 40))
+    refused(capsys, [*run, "--methods=[bicubic]"], "at least 2000 are needed")
+
+
+def test_intervals_are_judged_where_the_figures_are_taken(data):
+    """Over the whole image the hole would not be seen: 3 % of the pixels, a filling that is wrong by more."""
+    for name in ("img_val_material.png", "test/img1.png"):
+        shift = 0.0 if "val" in name else 1.0
+        torch.manual_seed(int(shift))
+        rough = waves(230, 230, shift) + 0.1 * torch.randn(1, 1, 230, 230)
+        write_image(data / "material" / name, rough.clamp(0, 1))
+    run = ["benchmark", "inpainting", f"--data={data}", "--images=1", "--threads=1"]
+    assert main([*run, "--methods=[bicubic]", "--csv=t.csv", "--intervals"]) == 0
+    records = {record.method: record.values for record in read_csv("t.csv")}
+    hole, scattered = (records[f"bicubic, {kind}"] for kind in ("hole", "80 % missing"))
+    assert hole["coverage"] < 0.85
+    assert abs(scattered["coverage"] - 0.9) < 0.05

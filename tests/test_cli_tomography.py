@@ -18,8 +18,10 @@ from patchflow.io.sinogram import Sinogram, read_sinogram, write_sinogram
 from patchflow.metrics import psnr
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors import differences
+from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import MU_MAX, from_hounsfield, to_hounsfield
 from patchflow.reconstruct.automatic_weight import Trial, WeightChoice
+from patchflow.uncertainty.novelty import novelty_record
 
 pytest.importorskip("h5py")
 pydicom = pytest.importorskip("pydicom")
@@ -108,6 +110,25 @@ def sinogram(series, capsys):
     assert main(run) == 0
     capsys.readouterr()
     return "y.h5"
+
+
+def test_the_report_of_a_slice_shows_what_is_new(sinogram, model, capsys):
+    prior = models.load(model, PatchPrior)
+    record = novelty_record(prior, list(from_hounsfield(slices()).split(1)), rate=0.05)
+    models.save("told.safetensors", prior, training=record)
+    run = ["reconstruct", *MEASURED, *DOSE, "--method=fbp", "-o", "x.npy", "--report=page"]
+    assert main([*run, "--novelty=told.safetensors"]) == 0
+    page = Path("page/report.html").read_text()
+    x = torch.from_numpy(np.load("x.npy")).float().view(-1, 1, SIZE, SIZE)[:1]
+    energies = prior.nll_map(x)
+    low, high = (record["novelty"][name] for name in ("low", "high"))
+    above, below = (100 * float(part.float().mean()) for part in (energies > high, energies < low))
+    assert f"{above:.2f} % of the pixels surprise the prior, {below:.2f} % are smoother" in page
+    assert below > 5  # the filter smooths the edges
+    assert Path("page/surprise.png").exists()
+    capsys.readouterr()
+    assert main(run) == 0
+    assert "the method has no density of patches; --novelty MODEL" in capsys.readouterr().out
 
 
 def refused(capsys, arguments, *messages):

@@ -30,6 +30,7 @@ def files(as_users_do):
                 "train.tif",
                 "--output=p.safetensors",
                 "--components=3",
+                "--holdout=0",
                 "--threads=1",
             ]
         )

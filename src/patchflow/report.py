@@ -72,8 +72,7 @@ class Report:
         title: The heading.
         command: The exact command that repeats the run.
         measurement: What was measured.
-        reconstruction: What was made of it, (1, channels, height, width), in [0, 1] or in the
-            units of the windows.
+        reconstruction: What was made of it, (1, channels, height, width), in units of the windows.
         baseline: The simple reconstruction to compare with, such as the aligned bicubic one.
         others: Further methods, in the order in which they are shown.
         truth: The truth, where it is known.
@@ -83,18 +82,17 @@ class Report:
         profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
         width: The width of the error bar of each pixel, in the units of the images.
-        alarm: The pixels that are unlike what the prior knows.
+        alarm: The pixels that are unlike a reference, on either side.
+        surprising: Those of them that the prior is surprised at.
         std_map: Standard deviation of the samples at each pixel, (height, width).
         components: The component of a mixture that each patch belongs to, (rows, columns).
-        zoom: The region shown enlarged; by default the one of highest variance of the
-            reconstruction.
+        zoom: The region shown enlarged; by default the busiest one of the reconstruction.
         versions: Versions of software and platform.
         seed: The seed.
         timings: Seconds by step.
         settings: Everything that was chosen.
         notes: Warnings and remarks, shown at the top.
-        measurement_is_image: Whether the measurement shows the same scene (a sinogram does not):
-            then it is zoomed too.
+        measurement_is_image: Whether it shows the same scene and is zoomed, too; no sinogram does.
         windows: The values that are black and white; all images are shown once in each window.
         unit: The unit of the images' values, for the error map.
     """
@@ -113,6 +111,7 @@ class Report:
     nll_map: Float[Tensor, "height width"] | None = None
     width: Float[Tensor, "height width"] | None = None
     alarm: Bool[Tensor, "height width"] | None = None
+    surprising: Bool[Tensor, "height width"] | None = None
     std_map: Float[Tensor, "height width"] | None = None
     components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
@@ -258,7 +257,8 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         ),
         ("standard deviation", "of the samples", report.std_map, _ERROR_MAP, True),
         ("width of the error bars", f"of pixels{unit}", report.width, _ERROR_MAP, True),
-        ("novelty", "bright: unlike the calibration images", report.alarm, _NLL_MAP, True),
+        ("novelty", "bright: unlike the reference in the notes", report.alarm, _NLL_MAP, True),
+        ("surprise", "bright: novel and not smooth", report.surprising, _NLL_MAP, True),
         (
             "components",
             "of the mixture, that each patch belongs to: similar colours mean nothing",

@@ -48,6 +48,10 @@ SSIM = Metric("ssim", "SSIM", 3, True)
 LPIPS = Metric("lpips", "LPIPS", 3, False)
 SECONDS = Metric("seconds", "time", 1, None, "s")
 IMAGE_METRICS = (PSNR, SSIM, LPIPS, SECONDS)
+# Not ranked: the best coverage is the level that was asked for, and a width is good only at that coverage.
+COVERAGE = Metric("coverage", "coverage", 3, None)
+INTERVAL_WIDTH = Metric("interval_width", "interval width", 4, None)
+INTERVAL_METRICS = (COVERAGE, INTERVAL_WIDTH)
 
 
 @dataclass(frozen=True)

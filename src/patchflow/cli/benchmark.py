@@ -56,6 +56,7 @@ def benchmark(
     models: str | None = None,
     figure: str | None = None,
     resume: bool = False,
+    intervals: bool = False,
     seconds: float | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -81,6 +82,8 @@ def benchmark(
         csv: File for the figures of each image or measurement; of images and ct it grows while the table runs.
         resume: Keep the figures in the file of --csv and take only those that it lacks: after an interruption, or
             to add methods to a table of the same images and seed.
+        intervals: Of patchnr-superresolution, deblurring, inpainting and denoising: add the share of the pixels in 90 %
+            intervals, which are fitted on the validation image alone, and their mean width.
         models: Folder in which learned models are looked for and kept; without it they are learned anew.
         figure: PNG file for a picture of the first image (tables of images and ct), by all methods that ran and
             enlarged; a table of several kinds of problems writes one for each, ct one for each kernel.
@@ -99,6 +102,10 @@ def benchmark(
             check_output(Path(path), (suffix,))
     if figure is not None and name not in _DRAWN:
         raise InputError(f"The table {name} has no images to draw; leave --figure out.")
+    if intervals and name not in PROBLEMS:
+        raise InputError(
+            f"--intervals is for the tables {', '.join(PROBLEMS)}, not for {name}; leave it out."
+        )
     before, keep = _records(name, csv, resume)
     pictures: list[Picture] = []
     folder = None if models is None else output_folder(models)
@@ -149,6 +156,7 @@ def benchmark(
             models=folder,
             seconds=_SECONDS if seconds is None else seconds,
             seed=seed,
+            intervals=intervals,
             before=before,
             keep=keep,
         )

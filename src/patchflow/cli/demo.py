@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from patchflow import models
+from patchflow.cli.novelty import Watch
 from patchflow.cli.options import output_folder, start
 from patchflow.errors import InputError
 from patchflow.io.atomic import write_bytes
 from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.metrics import crop, psnr, ssim
+from patchflow.numerics.patches import hold_out
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import total_variation
@@ -22,9 +24,12 @@ from patchflow.reconstruct.variational import DEFAULT_WEIGHT, reconstruct
 from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, figure_grid, write_report
 from patchflow.table import PSNR, SECONDS, SSIM, build_table
+from patchflow.uncertainty.novelty import novelty_record
 
 NOISE = 0.01
 SCALE = 4
+# Part of the left half that training is validated on, and that the novelty map compares with.
+HOLDOUT = 0.1
 # Pixels left out of the metrics on each side: the operator is periodic, the photograph is not.
 BORDER = 16
 # Highest PSNR on the lower quarter of the training half.
@@ -60,13 +65,20 @@ def demo(
         f"Learning from the left half of a {photograph.shape[2]} x {photograph.shape[3]} photograph ({seconds:.0f} s)"
     )
     prior = models.patch_nr()
-    training = learn_patches(prior, [left], steps=10**6, seconds=seconds, progress=True)
+    training = learn_patches(
+        prior, [left], holdout=HOLDOUT, steps=10**6, seconds=seconds, progress=True
+    )
+    held = hold_out([left], HOLDOUT, prior.size)[1]
     models.save(
         folder / "prior.safetensors",
         prior,
         images=[left],
         seed=seed,
-        training={"steps": training.steps, "validation": training.best},
+        training={
+            "steps": training.steps,
+            "validation": training.best,
+            **novelty_record(prior, held),
+        },
     )
     likelihood = GaussianLikelihood(downsample((512, 256), SCALE), NOISE)
     y = likelihood.simulate(truth)
@@ -104,6 +116,8 @@ def demo(
         Panel("truth", truth),
     ]
     write_bytes(folder / "demo.png", figure_grid(panels))
+    watch = Watch.read(None, str(folder / "prior.safetensors"), prior, report=output)
+    finding = watch.find(solution.x)
     page = write_report(
         folder,
         Report(
@@ -130,7 +144,10 @@ def demo(
                     "training step",
                 ),
             ],
-            nll_map=prior.nll_map(solution.x)[0, 0],
+            nll_map=finding.nll_map,
+            alarm=finding.alarm,
+            surprising=finding.surprising,
+            notes=finding.notes,
             seed=seed,
             timings=timings,
             settings={

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from patchflow.cli.config import command_line, write_config
-from patchflow.cli.error_bars import Bars, Calibration
-from patchflow.cli.image_methods import SPLITTING, ImageMethod, Prior, Solver
+from patchflow.cli.config import write_config
+from patchflow.cli.error_bars import Calibration
+from patchflow.cli.image_methods import ImageMethod, Solver
+from patchflow.cli.image_report import image_report
 from patchflow.cli.notes import convergence
+from patchflow.cli.novelty import Watch
 from patchflow.cli.options import (
     check_output,
     check_stack,
@@ -30,18 +31,11 @@ from patchflow.errors import InputError
 from patchflow.io.images import read_stack, write_image
 from patchflow.methods import WEIGHTLESS
 from patchflow.metrics import psnr, ssim
-from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct.epll import component_map
-from patchflow.records import Record
-from patchflow.report import Curve, Panel, Report, write_report
-from patchflow.solution import Solution
-from patchflow.table import build_table
+from patchflow.report import write_report
 
 # The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
 _SLACK = 8.0
-# What the start image of a problem is called in the report.
-_START_NAMES = {"super-resolution": "bicubic, aligned", "inpainting": "harmonic filling"}
 
 
 def reconstruct(
@@ -73,6 +67,7 @@ def reconstruct(
     preset: Literal["default", "paper"] = "default",
     report: str | None = None,
     calibration: str | None = None,
+    novelty: str | None = None,
     range: str | None = None,
     grey: bool = False,
     seed: int = 0,
@@ -130,6 +125,8 @@ def reconstruct(
         report: Folder for the report.
         calibration: What patchflow calibrate IMAGE wrote: error bars, in the report and beside the output
             (-low.tif, -high.tif).
+        novelty: A model of patchflow train patch-nr, epll, student-t or patch-vae whose novelty map the report shows:
+            where the reconstruction is unlike what it knows. By default that of the method, if it has such a prior.
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.
         seed: Random seed.
@@ -153,13 +150,15 @@ def reconstruct(
             template,
             report,
         )
-        reconstruct_ct(measurement, output, scan, choices, settings, seed, threads)
+        reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
     calibrated = None if calibration is None else Calibration.read(calibration)
     chosen = Solver(method, steps, stride, lr, solver, preset, weight)
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     loaded = chosen.prior(prior)
+    has_own = calibrated is not None and calibrated.novelty is not None
+    watch = Watch.read(novelty, prior, loaded, report=report, calibrated=has_own)
     if report is not None:
         output_folder(report)
     start(seed, threads)
@@ -180,6 +179,7 @@ def reconstruct(
     init = likelihood.operator.initial(y)
     if loaded is not None:
         loaded.check(init)
+    watch.check(init)
     begun = time.perf_counter()
     solution, weight, notes = chosen.run(
         likelihood, y, loaded, None if x_true is None else _follow(x_true)
@@ -207,10 +207,12 @@ def reconstruct(
         print(*bars.notes, sep="\n")
         notes += bars.notes
     if report is not None:
-        page = write_report(
-            report,
-            _report(settings, y, init, solution, x_true, loaded, notes, seconds, bars),
+        finding = watch.find(solution.x, None if bars is None else bars.alarm)
+        shown = image_report(
+            settings, y, init, solution, x_true, loaded, notes, seconds, bars, finding
         )
+        print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
+        page = write_report(report, shown)
         print(f"Report: {page}")
 
 
@@ -228,63 +230,3 @@ def _follow(truth: Tensor):  # noqa: ANN202
         return {"psnr": f"{float(psnr(x, truth).mean()):.2f}"}
 
     return callback
-
-
-def _report(
-    settings: dict[str, object],
-    y: Tensor,
-    init: Tensor,
-    solution: Solution,
-    truth: Tensor | None,
-    prior: Prior | None,
-    notes: list[str],
-    seconds: float,
-    bars: Bars | None,
-) -> Report:
-    method = str(settings["method"])
-    start = _START_NAMES.get(str(settings["problem"]), "start")
-    table = None
-    if truth is not None:
-        records = [
-            Record(
-                name,
-                f"{k}",
-                {
-                    "psnr": float(psnr(x[k : k + 1], truth[k : k + 1])[0]),
-                    "ssim": float(ssim(x[k : k + 1], truth[k : k + 1])[0]),
-                },
-            )
-            for name, x in ((start, init), (method, solution.x))
-            for k in torch.arange(len(truth)).tolist()
-        ]
-        table = build_table("reconstruction", "PSNR and SSIM, data range 1, whole image", records)
-    if len(y) > 1:
-        notes = [*notes, f"A stack of {len(y)} images; the first is shown."]
-    return Report(
-        title=f"{settings['problem']} of {settings['measurement']}",
-        command=command_line("reconstruct", settings, "measurement"),
-        measurement=Panel("measurement", y[:1]),
-        baseline=Panel(start, init[:1], "what the solver started from"),
-        reconstruction=Panel(method, solution.x[:1]),
-        truth=None if truth is None else Panel("truth", truth[:1]),
-        table=table,
-        curves=_curves(method, solution.history),
-        nll_map=prior.nll_map(solution.x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
-        std_map=None if solution.std is None else solution.std[0].mean(0),
-        components=(
-            component_map(solution.x[:1], prior)[0, 0]
-            if method == "epll" and isinstance(prior, PatchPrior)
-            else None
-        ),
-        width=None if bars is None else (bars.high - bars.low)[0].mean(0),
-        alarm=None if bars is None or bars.alarm is None else bars.alarm[0, 0],
-        seed=int(str(settings["seed"])),
-        timings={"reconstruction": seconds},
-        settings={key: value for key, value in settings.items() if value is not None},
-        notes=notes,
-    )
-
-
-def _curves(method: str, history: list[float]) -> list[Curve]:
-    label, axis = SPLITTING.get(method, ("energy", "energy [nats]"))
-    return [Curve(label, list(range(len(history))), history, axis)] if history else []

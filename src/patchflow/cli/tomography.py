@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchflow.cli.config import write_config
 from patchflow.cli.notes import convergence
+from patchflow.cli.novelty import Watch
 from patchflow.cli.options import check_output, output_folder, start
 from patchflow.cli.scan import Scan, ScanFlags, read_scan
 from patchflow.cli.slices import Units, read_reference
@@ -21,7 +22,6 @@ from patchflow.errors import InputError
 from patchflow.io.dicom import Series, check_series_folder, read_series, write_series
 from patchflow.io.images import write_image
 from patchflow.metrics import psnr
-from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import MU_MAX, to_hounsfield
 from patchflow.problems.poisson import PoissonNoise
 
@@ -34,6 +34,7 @@ def reconstruct_ct(
     settings: dict[str, object],
     seed: int,
     threads: int | None,
+    novelty: str | None = None,
 ) -> None:
     """Reconstruct slices from a sinogram.
 
@@ -45,6 +46,7 @@ def reconstruct_ct(
         settings: All flags of the command, for the configuration.
         seed: Random seed.
         threads: Number of threads.
+        novelty: The model file whose novelty map the report shows; by default the prior.
 
     Raises:
         InputError: If something given cannot be used.
@@ -56,6 +58,8 @@ def reconstruct_ct(
     template = None if choices.template is None else _read_template(choices.template, scan)
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
     prior = choices.load(scan)
+    watch = Watch.read(novelty, choices.prior, prior, report=choices.report)
+    watch.check(torch.zeros(1, 1, *scan.operator.domain_shape))
     if choices.report is not None:
         output_folder(choices.report)
     for note in scan.notes:
@@ -92,6 +96,8 @@ def reconstruct_ct(
             f"{means['psnr_range_1']:.2f} dB, {means['ssim_range_1']:.3f} (range 1)"
         )
     if choices.report is not None:
+        finding = watch.find(x)
+        print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
         page = write_tomography_report(
             choices.report,
             settings=settings,
@@ -103,7 +109,7 @@ def reconstruct_ct(
             x=x,
             truth=truth,
             history=solutions[0].history,
-            nll_map=prior.nll_map(x[:1])[0, 0] if isinstance(prior, PatchPrior) else None,
+            finding=finding,
             seconds=seconds,
             notes=[*scan.notes, *notes],
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from patchflow.cli.config import command_line
+from patchflow.cli.novelty import Finding
 from patchflow.metrics import psnr, ssim
 from patchflow.papers.patchnr_tomography import METRICS
 from patchflow.problems.attenuation import to_hounsfield
@@ -54,7 +55,7 @@ def write_tomography_report(
     x: Tensor,
     truth: Tensor | None,
     history: Sequence[float],
-    nll_map: Tensor | None,
+    finding: Finding,
     seconds: float,
     notes: Sequence[str],
 ) -> Path:
@@ -71,7 +72,7 @@ def write_tomography_report(
         x: The reconstructions.
         truth: The true slices.
         history: The energies along the way, of the first slice.
-        nll_map: See :class:`patchflow.report.Report`.
+        finding: Novelty of the first slice.
         seconds: How long all slices took.
         notes: What was assumed.
 
@@ -121,11 +122,13 @@ def write_tomography_report(
                 )
                 for name, image in ((method, x), *known, *compared)
             ],
-            nll_map=nll_map,
+            nll_map=finding.nll_map,
+            alarm=finding.alarm,
+            surprising=finding.surprising,
             seed=int(str(settings["seed"])),
             timings={"reconstruction": seconds},
             settings={key: value for key, value in settings.items() if value is not None},
-            notes=notes,
+            notes=[*notes, *finding.notes],
             windows=_WINDOWS,
             unit="HU",
         ),

@@ -18,6 +18,7 @@ def train_patch_nr(
     output: str = "prior.safetensors",
     validation: str | None = None,
     holdout: float = 0.1,
+    false_alarms: float = 0.01,
     size: int = 6,
     layers: int = 5,
     hidden: int = 256,
@@ -51,6 +52,7 @@ def train_patch_nr(
         validation: A file (or a folder of DICOM files) to validate on; without it, a part of each training image is
             held out.
         holdout: Held-out fraction of each training image.
+        false_alarms: Share of the held-out pixels that the novelty map of reports may mark.
         size: Side length of the patches in pixels.
         layers: Coupling blocks of the flow.
         hidden: Width of the flow's networks.

@@ -20,6 +20,7 @@ def train_patch_vae(
     output: str = "patch-vae.safetensors",
     validation: str | None = None,
     holdout: float = 0.1,
+    false_alarms: float = 0.01,
     size: int = 6,
     latent: int = 12,
     hidden: int = 64,
@@ -51,6 +52,7 @@ def train_patch_vae(
         validation: A file (or a folder of DICOM files) to validate on; without it, a part of each training image is
             held out.
         holdout: Held-out fraction of each training image.
+        false_alarms: Share of the held-out pixels that the novelty map of reports may mark.
         size: Side length of the patches in pixels.
         latent: Dimension of the latent variables.
         hidden: Width of encoder and decoder.
@@ -166,6 +168,9 @@ def train_student_t(
     images: list[str],
     *,
     output: str = "student-t.safetensors",
+    validation: str | None = None,
+    holdout: float = 0.1,
+    false_alarms: float = 0.01,
     size: int = 6,
     components: int = 50,
     padding: int = 0,
@@ -188,6 +193,10 @@ def train_student_t(
     Args:
         images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
         output: Model file to write.
+        validation: A file (or a folder of DICOM files) to measure thresholds of novelty on; nothing is learned from it.
+            Without it, a part of each training image is held out.
+        holdout: Held-out fraction of each training image; 0 learns from all, and the model will draw no novelty map.
+        false_alarms: Share of the held-out pixels that the novelty map of reports may mark.
         size: Side length of the patches in pixels.
         components: Number of components.
         padding: Reflected pixels around an image in reconstruction.
@@ -206,7 +215,7 @@ def train_student_t(
     training = Training.begin("train student-t", dict(locals()))
     begun = time.perf_counter()
     prior, record = learn_student_t(
-        training.images,
+        training.split(size)[0],
         size=size,
         components=components,
         padding=padding,

@@ -26,6 +26,9 @@ def train_epll(
     images: list[str],
     *,
     output: str = "epll.safetensors",
+    validation: str | None = None,
+    holdout: float = 0.1,
+    false_alarms: float = 0.01,
     size: int = 6,
     components: int = 200,
     padding: int = 0,
@@ -42,13 +45,17 @@ def train_epll(
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Learn the Gaussian mixture of EPLL from all patches of one to six images, by expectation maximisation.
+    """Learn the Gaussian mixture of EPLL from the patches of one to six images, by expectation maximisation.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the mixture so far.
 
     Args:
         images: PNG, JPEG, TIFF, .npy or HDF5 files, also stacks; or the DICOM files (or the folder) of one CT series.
         output: Model file to write.
+        validation: A file (or a folder of DICOM files) to measure thresholds of novelty on; nothing is learned from it.
+            Without it, a part of each training image is held out.
+        holdout: Held-out fraction of each training image; 0 learns from all, and the model will draw no novelty map.
+        false_alarms: Share of the held-out pixels that the novelty map of reports may mark.
         size: Side length of the patches in pixels.
         components: Number of components.
         padding: Reflected pixels around an image in reconstruction.
@@ -68,7 +75,7 @@ def train_epll(
     training = Training.begin("train epll", dict(locals()))
     begun = time.perf_counter()
     prior, record = learn_epll(
-        training.images,
+        training.split(size)[0],
         size=size,
         components=components,
         padding=padding,
@@ -96,7 +103,7 @@ def save_mixture(
     """
     done = len(record.log_likelihood) - 1
     summary = {"steps": done, "seconds": round(seconds, 1), "history": record.log_likelihood}
-    training.save(prior, summary)
+    training.save(prior, {**summary, **training.novelty(prior)})
     how = "converged" if record.converged else "not converged; give more --steps"
     if record.interrupted:
         how = "interrupted"

@@ -16,6 +16,9 @@ from patchflow.cli.slices import Slices, read_slices
 from patchflow.errors import InputError, NumericalError
 from patchflow.fit import Fit
 from patchflow.io.images import check_varies
+from patchflow.numerics.patches import hold_out
+from patchflow.priors.patch import PatchPrior
+from patchflow.uncertainty.novelty import has_density, novelty_record
 
 # Flags that concern the fit alone, as the arguments of a ``learn_...``.
 _FITTING = ("holdout", "batch", "steps", "lr", "average", "patience", "seconds")
@@ -47,6 +50,9 @@ class Training:
         """
         target = Path(settings["output"])
         check_output(target, (".safetensors",))
+        rate = settings.get("false_alarms", 0.5)
+        if not 0 < rate < 1:
+            raise InputError(f"The rate of false alarms is {rate:g} but must lie between 0 and 1.")
         if settings.get("resume") and not _state(target).exists():
             raise InputError(
                 f"There is no {_state(target)} to resume from; start without --resume."
@@ -65,6 +71,34 @@ class Training:
     def target(self) -> Path:
         """The model file."""
         return Path(self.settings["output"])
+
+    def split(self, size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The images to learn from, and those that are held out for the validation or for thresholds.
+
+        Args:
+            size: Side length of the patches.
+
+        Raises:
+            InputError: See :func:`patchflow.numerics.patches.hold_out`.
+        """
+        if self.held or not self.settings["holdout"]:
+            return self.images, self.held
+        return hold_out(self.images, self.settings["holdout"], size)
+
+    def novelty(self, model: nn.Module) -> Mapping[str, Any]:
+        """What the model file says of novelty: thresholds of a patch density on what was held out, if it suffices.
+
+        Args:
+            model: The learned model; of other kinds nothing is said.
+        """
+        if not isinstance(model, PatchPrior) or not has_density(model):
+            return {}
+        try:
+            rate = self.settings["false_alarms"]
+            return novelty_record(model, self.split(model.size)[1], rate=rate)
+        except InputError as error:
+            print(f"The model will draw no novelty map, give --validation for that: {error}")
+            return {}
 
     def save(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """Write the model, and beside it the configuration that repeats the run.
@@ -129,6 +163,7 @@ class Training:
                 "validation": result.best,
                 "stopped": result.stopped,
                 "history": result.validation,
+                **self.novelty(model),
             },
         )
         print(

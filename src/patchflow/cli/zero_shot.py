@@ -207,4 +207,8 @@ def _report(
         seed=int(str(settings["seed"])),
         timings={"learning and reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},
+        notes=[
+            "No novelty map can be drawn: what is known was learned from this measurement, and there is no image to "
+            "compare with; patchflow reconstruct --novelty draws one."
+        ],
     )

@@ -113,6 +113,7 @@ def compare(
     steady: str | None = None,
     ranked: Sequence[str] = ("psnr", "ssim"),
     leave_out: Collection[tuple[str, str]] = (),
+    judge: Callable[[str, Case, Tensor], Mapping[str, float]] | None = None,
     before: Sequence[Record] = (),
     keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Comparison:
@@ -128,6 +129,7 @@ def compare(
         steady: The method that the floor is measured with; the last by default.
         ranked: The metrics that have a floor.
         leave_out: Methods and the kinds of problems that they cannot solve.
+        judge: Further figures, which depend on the method, too; they have no floor, and their time is not counted.
         before: Figures of earlier runs on the same cases, which are kept and not taken again.
         keep: Called with all figures after each new one, so that an interruption loses nothing.
     """
@@ -145,6 +147,8 @@ def compare(
             x = solve(case)
             seconds = time.perf_counter() - begun
             values = dict(measure(case, x)) | {"seconds": seconds}
+            if judge is not None:
+                values |= judge(method, case, x)
             records.append(Record(label, case.image, values, _peak()))
             if case.image == first[case.group]:
                 pictures[method, case.group] = x

@@ -24,11 +24,12 @@ from patchflow.papers.image_problems import ImageProblem
 from patchflow.papers.library import Images, Library
 from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import TEACHERS
+from patchflow.papers.table_intervals import LEVEL, TableIntervals, calibration_case, check_kept
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Shape
 from patchflow.records import Record
-from patchflow.table import IMAGE_METRICS
+from patchflow.table import IMAGE_METRICS, INTERVAL_METRICS
 
 # From the smallest in memory to the largest. The start is bicubic interpolation, harmonic filling, or the measurement.
 METHODS = (
@@ -52,6 +53,7 @@ def run(
     models: Path | None = None,
     seconds: float = 300.0,
     seed: int = 0,
+    intervals: bool = False,
     before: Sequence[Record] = (),
     keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Outcome:
@@ -65,6 +67,7 @@ def run(
         models: Folder in which learned models are kept and looked for.
         seconds: Training time of patchNR and of the networks; ``patchnr-90s`` always learns for 90 seconds.
         seed: Seed of training and noise: image k has the seed ``seed + k``.
+        intervals: Whether to add coverage and width of 90 % intervals, see :mod:`patchflow.papers.table_intervals`.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
 
@@ -73,9 +76,10 @@ def run(
         that is fastest after the start.
 
     Raises:
-        InputError: If a method is unknown or a file is missing.
+        InputError: If a method is unknown, a file is missing, or ``before`` has other columns.
     """
     check_choice(methods, METHODS)
+    check_kept(before, intervals)
     if images is not None and images < 1:
         raise InputError(f"The number of images is {images} but must be at least 1.")
     library = Library(models, seconds, seed, TEACHERS)
@@ -91,7 +95,9 @@ def run(
     )
     by_group = {problem.group: problem for problem in groups}
     ordered = [method for method in METHODS if method in methods]
-    solvers = {method: _solver(method, name, by_group, library, data) for method in ordered}
+    regions = {group: problem.region for group, problem in by_group.items()}
+    solvers = {method: solver(method, name, by_group, library, data) for method in ordered}
+    known = {p.group: calibration_case(data, p, seed) for p in groups} if intervals else {}
     first = problems.reported_paths(data, groups[0].material, 1)[0]
     repeats = [groups[0].case(data, first, seed + 1000 + k) for k in range(NOISE_SEEDS)]
     for method in ordered:  # all that is learned, before the clocks run
@@ -100,7 +106,7 @@ def run(
                 learned(method, problem, library, data)
 
     def measure(case: Case, x: Tensor) -> Mapping[str, float]:
-        region = by_group[case.group].region
+        region = regions[case.group]
         x, truth = region(x.clamp(0, 1)), region(case.truth)
         figures = {"psnr": psnr(x, truth), "ssim": ssim(x, truth), "lpips": lpips(x, truth)}
         return {key: float(value[0]) for key, value in figures.items()}
@@ -113,6 +119,7 @@ def run(
         steady=next((m for m in ordered if m != "bicubic" and _solves(m, repeats[0])), ordered[0]),
         ranked=("psnr", "ssim", "lpips"),
         leave_out=[(m, case.group) for m in ordered for case in cases if not _solves(m, case)],
+        judge=TableIntervals(known, solvers, regions) if intervals else None,
         before=before,
         keep=keep,
     )
@@ -126,11 +133,13 @@ def run(
     spent = "".join(f"; {key}: {time:.0f} s" for key, time in library.trainings.items())
     protocol = (
         f"{len(cases)} measurements, data range 1, weights chosen on the validation image{defaults}, "
-        f"{torch.get_num_threads()} threads" + (f"; learned{spent[1:]}" if spent else "")
+        f"{torch.get_num_threads()} threads"
+        + (f", {LEVEL:.0%} intervals of that image" if intervals else "")
+        + (f"; learned{spent[1:]}" if spent else "")
     )
     published = PUBLISHED if name == "patchnr-superresolution" else None
-    table = outcome.table(name, protocol, IMAGE_METRICS, published)
-    regions = {group: problem.region for group, problem in by_group.items()}
+    metrics = (*IMAGE_METRICS, *INTERVAL_METRICS)
+    table = outcome.table(name, protocol, metrics, published)
     return Outcome(table, outcome.records, first_pictures(outcome, cases, ordered, regions))
 
 
@@ -154,9 +163,19 @@ def _slug(group: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")
 
 
-def _solver(
+def solver(
     method: str, name: str, by_group: Mapping[str, ImageProblem], library: Library, data: Path
 ) -> Solver:
+    """A method as the table runs it: with its learned prior and its tuned weight.
+
+    Args:
+        method: One of :data:`METHODS`.
+        name: The table.
+        by_group: Its kinds of problems.
+        library: What has been learned.
+        data: The data folder.
+    """
+
     def start(case: Case) -> Tensor:
         return _gaussian(case).operator.initial(case.y)
 

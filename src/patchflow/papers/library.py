@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from patchflow.fit import Fit
 from patchflow.learn_single_image import Problem
 from patchflow.methods import Method, by_name
 from patchflow.priors.expectation_maximization import MixtureFit
+from patchflow.priors.patch import PatchPrior
 from patchflow.priors.student_maximization import StudentFit
 from patchflow.tomography_methods import TomographyMethod
+from patchflow.uncertainty.novelty import has_density, novelty_record
 
 Images = Sequence[Tensor]
 
@@ -116,8 +118,18 @@ class Library:
                 self.trainings[key] = time.perf_counter() - begun
                 self.priors[key] = prior
                 if path is not None:
-                    training = {"seconds": round(self.trainings[key], 1)}
+                    training = {"seconds": round(self.trainings[key], 1), **_novelty(prior, lesson)}
                     models.save(
                         path, prior, images=lesson.images, seed=self.seed, training=training
                     )
         return self.priors[key]
+
+
+def _novelty(prior: nn.Module, lesson: Lesson) -> Mapping[str, Any]:
+    """Thresholds of a patch density on the validation images, for the reports of ``patchflow reconstruct``."""
+    if not isinstance(prior, PatchPrior) or not has_density(prior):
+        return {}
+    try:
+        return novelty_record(prior, lesson.validation)
+    except InputError:  # too few pixels for thresholds: the table needs none
+        return {}
