@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from patchflow.cli.config import command_line
+from patchflow.cli.error_bars import Bars
 from patchflow.metrics import psnr, ssim
 from patchflow.papers.patchnr_tomography import METRICS
-from patchflow.problems.attenuation import to_hounsfield
+from patchflow.problems.attenuation import HU_RANGE, to_hounsfield
 from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, Window, write_report
 from patchflow.table import build_table
@@ -55,6 +56,7 @@ def write_tomography_report(
     truth: Tensor | None,
     history: Sequence[float],
     nll_map: Tensor | None,
+    bars: Bars | None,
     seconds: float,
     notes: Sequence[str],
 ) -> Path:
@@ -72,6 +74,7 @@ def write_tomography_report(
         truth: The true slices.
         history: The energies along the way, of the first slice.
         nll_map: See :class:`patchflow.report.Report`.
+        bars: The error bars.
         seconds: How long all slices took.
         notes: What was assumed.
 
@@ -122,6 +125,8 @@ def write_tomography_report(
                 for name, image in ((method, x), *known, *compared)
             ],
             nll_map=nll_map,
+            width=None if bars is None else HU_RANGE * (bars.high - bars.low)[0, 0],
+            alarm=None if bars is None or bars.alarm is None else bars.alarm[0, 0],
             seed=int(str(settings["seed"])),
             timings={"reconstruction": seconds},
             settings={key: value for key, value in settings.items() if value is not None},
