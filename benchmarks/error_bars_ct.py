@@ -5,9 +5,9 @@ method: 90 % intervals of 20 bins of local contrast are fitted to simulated scan
 the soft kernel (B40f) that weights are chosen on, or of --rows; none of them is reported. The share of the pixels that
 they cover is measured on the reported slices of this kernel, and apart from these on the same slices of the sharp
 kernel (B70f), beside their mean width and that of the best constant interval of the same coverage. The noise floor: the
-standard deviation of the coverage over three noises of the first reported slice; and the calibration slices with another
-noise. A method with a model takes FOLDER/METHOD-lung.safetensors, as `patchflow benchmark` leaves it. Images are kept in
---json one by one: a run that was stopped goes on.
+standard deviation of the coverage over three noises of the first reported slice; and the calibration slices with
+another noise. A method with a model takes FOLDER/METHOD-lung.safetensors, as `patchflow benchmark` leaves it. Intervals
+and slices are kept in --json one by one, and taken from there by the next run: delete it to start again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import patchnr_tomography as table
 from patchflow.papers import tomography_cases as slices
 from patchflow.problems.attenuation import HU_RANGE
-from patchflow.uncertainty.intervals import coverage, fit_intervals
+from patchflow.uncertainty.intervals import Intervals, coverage, fit_intervals
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
@@ -79,33 +79,34 @@ def summary(told):
     shares = [part["share"] for part in told]
     width, constant = (statistics.mean(part[key] for part in told) for key in ("width", "constant"))
     inside = sum(abs(share - arguments.level) <= 0.02 for share in shares)
+    enough = sum(share >= arguments.level for share in shares)
     return (
-        f"{100 * statistics.mean(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}), within 2 points of "
-        f"the level: {inside} of {len(shares)}; width {HU_RANGE * width:.1f} HU, best constant "
-        f"{HU_RANGE * constant:.1f} HU"
+        f"{100 * statistics.mean(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}), of "
+        f"{len(shares)} slices {inside} within 2 points of the level, {enough} at least the level; width "
+        f"{HU_RANGE * width:.1f} HU, best constant {HU_RANGE * constant:.1f} HU"
     )
 
 
 for name in arguments.methods:
     solve = table.solver(arguments.problem, name, priors[name])
-    known = cases(soft, arguments.rows, 0)
-    xs, truths = [solve(case) for case in known], [case.truth for case in known]
-    intervals = fit_intervals(xs, truths, level=arguments.level)
     rows = "-".join(map(str, arguments.rows))
-    result = results.setdefault(f"{name}, {arguments.problem}, rows {rows}", {})
-    if result.get("intervals") != intervals._asdict():
-        result.clear()
-    result |= {"intervals": intervals._asdict(), "guarantee": intervals.explain()}
+    title = f"{name}, {arguments.problem}, {100 * arguments.level:g} %, rows {rows}"
+    result = results.setdefault(title, {})
+    if "intervals" not in result:
+        known = cases(soft, arguments.rows, 0)
+        xs, truths = [solve(case) for case in known], [case.truth for case in known]
+        intervals = fit_intervals(xs, truths, level=arguments.level)
+        result |= {"intervals": intervals._asdict(), "guarantee": intervals.explain()}
+        arguments.json.write_text(json.dumps(results, indent=1))
+    intervals = Intervals(**result["intervals"])
     first, *_ = shown = slices.REPORTED[: arguments.images]
     groups = [
-        ("calibration slices, other noise", soft, arguments.rows, [500]),
-        (f"slice {first}, other noises", soft, [first], [1000, 2000, 3000]),
         (soft, soft, shown, [0]),
         (sharp, sharp, shown, [0]),
+        (f"slice {first}, other noises", soft, [first], [1000, 2000, 3000]),
+        ("calibration slices, other noise", soft, arguments.rows, [500]),
     ]
-    print(
-        f"{name}: {100 * arguments.level:.0f} % intervals, rows {rows} of {soft}. {intervals.explain()}"
-    )
+    print(f"{title} of {soft}. {intervals.explain()}", flush=True)
     for label, kernel, numbers, seeds in groups:
         told = result.setdefault(label, {})
         for seed in seeds:

@@ -108,6 +108,9 @@ def test_error_bars_of_slices_hold_for_others_in_both_units(capsys):
         assert abs(part["share"] - 0.9) < 0.04
         assert np.shape(part["regions"]) == (4, 4)
         assert len(part["intensities"]) == 10
+    # The configuration repeats the run, the noise too.
+    assert main(["calibrate", "--config=bars/calibration.yaml", "--output=again"]) == 0
+    assert Calibration.read("again") == Calibration.read("bars")
     run = ["reconstruct", simulated(slices([10, 11])), *CT, "--method=fbp", "--calibration=bars"]
     capsys.readouterr()
     given = ["--truth=new.tif", "--units=hu", "--report=page", "--output=x.tif"]
