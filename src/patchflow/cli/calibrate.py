@@ -5,30 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from patchflow.cli.calibrate_images import calibrate_images
+from patchflow.cli.calibrate_slices import calibrate_slices
 from patchflow.cli.calibration import check_model
-from patchflow.cli.error_bars import calibrate_images
 from patchflow.cli.image_methods import ImageMethod, Solver
-from patchflow.cli.problems import Settings
+from patchflow.cli.problems import Settings, refuse_foreign_flags
+from patchflow.cli.scan import ScanFlags
+from patchflow.cli.slices import Units
+from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
 
-# Flags that concern images alone, and their defaults.
+# Flags that concern images alone, beside those of scans, and their defaults.
 _OF_IMAGES = {
-    **{
-        "method": "patchnr",
-        "prior": None,
-        "weight": None,
-        "noise": 0.01,
-        "scale": 4,
-        "boundary": None,
-    },
-    **{
-        "kernel": None,
-        "mask": None,
-        "level": 0.9,
-        "false_alarms": 0.01,
-        "range": None,
-        "grey": False,
-    },
+    **{"method": "patchnr", "prior": None, "weight": None, "noise": 0.01, "scale": 4},
+    **{"boundary": None, "kernel": None, "mask": None, "level": 0.9, "false_alarms": 0.01},
+    **{"range": None, "grey": False},
 }
 
 
@@ -41,9 +32,19 @@ def calibrate(
     datasets: int | None = None,
     draws: int | None = None,
     correct: Literal["none", "metropolis"] = "none",
-    method: ImageMethod = "patchnr",
+    method: ImageMethod | Literal["fbp", "fbp-unet"] = "patchnr",
     prior: str | None = None,
     weight: float | None = None,
+    scan: str | None = None,
+    angles: int | None = None,
+    photons: float | None = None,
+    bins: int | None = None,
+    size: int | None = None,
+    field_of_view: float | None = None,
+    limited: str | None = None,
+    fine: int | None = None,
+    units: Units = "normalised",
+    dataset: str | None = None,
     noise: float = 0.01,
     scale: int = 4,
     boundary: Literal["circular", "periodic", "reflect", "valid"] | None = None,
@@ -60,15 +61,16 @@ def calibrate(
 
     With images: measures each by simulation, reconstructs it, and writes calibration.json for reconstruct
     --calibration: intervals for the pixels, and for priors on patches thresholds of what is unlike these images. From
-    ten images on (--level 0.9) the intervals are conformal.
+    ten images on (--level 0.9) the intervals are conformal. For ct the images are slices, measured as by simulate.
 
     With --model: tests on simulated measurements whether its samples are right. Writes a folder with calibration.png,
     ranks.csv and calibration.json, and says which parameters are overconfident, underconfident or biased.
 
     Args:
-        images: Images with known truth that nothing was learned from: PNG, JPEG, TIFF or .npy.
-        problem: With images as of reconstruct: super-resolution, deblurring, inpainting, denoising or a Python file;
-            with --model the Python file of the training.
+        images: Images with known truth that nothing was learned from: PNG, JPEG, TIFF or .npy; for ct slices: TIFF,
+            .npy or HDF5 files, also stacks, or the DICOM files (or the folder) of one series.
+        problem: With images as of reconstruct: super-resolution, deblurring, inpainting, denoising, ct or a Python
+            file; with --model the Python file of the training.
         model: The model file of patchflow train conditional-snf.
         output: Folder to write; also -o.
         datasets: --model: number of simulated measurements, 300 by default.
@@ -77,6 +79,17 @@ def calibrate(
         method: Images: the method of reconstruct.
         prior: Images: the model file that the method needs.
         weight: Images: weight of the prior; the default of the method without it.
+        scan: ct: a sinogram whose geometry and dose to calibrate for; the next flags then complete what it does not
+            say.
+        angles: ct: number of angles, equally spaced over half a turn.
+        photons: ct: mean number of photons per bin without an object, 4096 by default.
+        bins: ct: number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
+        size: ct: pixels along a side of the slices, if --scan does not say it.
+        field_of_view: ct: side of the slices in metres; that of the DICOM files by default.
+        limited: ct: only the angles A:B, in degrees.
+        fine: ct: pixels along a side of the finer grid that is measured, 1000 by default or twice the image.
+        units: ct: of TIFF, .npy and HDF5 files: normalised (attenuation in units of 81.36/m), or hu.
+        dataset: ct: the data set of HDF5 files that have several.
         noise: Images: standard deviation of the noise, in units of the image range.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
@@ -97,19 +110,33 @@ def calibrate(
         raise InputError(
             "Give either images with known truth, for error bars, or --model, the model of a posterior to test."
         )
-    if model is None:
-        of_model: dict[str, object] = {"datasets": datasets, "draws": draws}
-        of_model["correct"] = None if correct == "none" else correct
-        for name, value in of_model.items():
-            if value is not None:
-                raise InputError(f"--{name} {value} is for --model; leave it out.")
-        flags = Settings(problem, noise, scale, boundary, kernel, mask)
-        solver = Solver(method, None, None, None, "adam", "default", weight)
-        calibrate_images(images, solver, flags, settings)
+    if model is not None:
+        for name, default in _OF_IMAGES.items():
+            if settings[name] != default:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {settings[name]} is for images; leave it out with --model."
+                )
+        refuse_foreign_flags(problem, settings)
+        check_model(problem, model, settings)
         return
-    for name, default in _OF_IMAGES.items():
-        if settings[name] != default:
-            raise InputError(
-                f"--{name.replace('_', '-')} {settings[name]} is for images; leave it out with --model."
-            )
-    check_model(problem, model, settings)
+    of_model: dict[str, object] = {"datasets": datasets, "draws": draws}
+    of_model["correct"] = None if correct == "none" else correct
+    for name, value in of_model.items():
+        if value is not None:
+            raise InputError(f"--{name} {value} is for --model; leave it out.")
+    refuse_foreign_flags(problem, settings)
+    if problem == "ct":
+        flags = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
+        choices = Choices(
+            *(method, prior, weight, None, None, None, "adam", "default"),
+            truth=None,
+            units=units,
+            template=None,
+            report=None,
+        )
+        calibrate_slices(images, flags, choices, settings)
+        return
+    solver = Solver(method, None, None, None, "adam", "default", weight)
+    calibrate_images(
+        images, solver, Settings(problem, noise, scale, boundary, kernel, mask), settings
+    )

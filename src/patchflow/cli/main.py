@@ -87,7 +87,7 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
     ("calibrate",): (
         calibrate,
         "images",
-        "fit error bars to images, or test the samples of a posterior model",
+        "fit error bars to images or CT slices, or test the samples of a posterior model",
     ),
     ("demo",): (demo, None, "learn from one half of a photograph, super-resolve the other half"),
     ("benchmark",): (benchmark, "name", "rerun a table: ours beside the published numbers"),

@@ -28,11 +28,11 @@ NAMES = ("super-resolution", "deblurring", "inpainting", "denoising", "ct")
 # Flags of images that say nothing about a sinogram, and flags of sinograms alone, with their defaults.
 _IMAGE_FLAGS = {
     **{"noise": 0.01, "scale": 4, "boundary": None, "kernel": None, "mask": None},
-    **{"range": None, "grey": False, "calibration": None},
+    **{"range": None, "grey": False},
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),
-    **{"units": "normalised", "template": None, "dataset": None},
+    **{"units": "normalised", "template": None, "dataset": None, "scan": None},
 }
 
 

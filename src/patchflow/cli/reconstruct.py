@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from patchflow.cli.config import write_config
-from patchflow.cli.error_bars import Calibration
+from patchflow.cli.error_bars import Calibration, Recipe
 from patchflow.cli.image_methods import ImageMethod, Solver
 from patchflow.cli.image_report import image_report
 from patchflow.cli.notes import convergence
@@ -124,7 +124,7 @@ def reconstruct(
             ct 300 or 3000 steps, 40,000 random patches), and for images of epll, local-ar, wpp and dip-tv.
         report: Folder for the report.
         calibration: What patchflow calibrate IMAGE wrote: error bars, in the report and beside the output
-            (-low.tif, -high.tif).
+            (-low.tif, -high.tif; for ct in its format and units).
         novelty: A model of patchflow train patch-nr, epll, student-t or patch-vae whose novelty map the report shows:
             where the reconstruction is unlike what it knows. By default that of the method, if it has such a prior.
         range: Values LO:HI of the files that become 0 and 1.
@@ -149,6 +149,7 @@ def reconstruct(
             units,
             template,
             report,
+            calibration,
         )
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
@@ -201,7 +202,8 @@ def reconstruct(
         )
     bars = None
     if calibrated is not None:
-        bars = calibrated.bars(likelihood, chosen, prior, solution.x, loaded, x_true)
+        recipe = Recipe.of(likelihood, chosen, prior, solution.x.shape[1])
+        bars = calibrated.bars(recipe, solution.x, loaded, x_true)
         for end, values in (("low", bars.low), ("high", bars.high)):
             write_image(target.with_name(f"{target.stem}-{end}.tif"), values)
         print(*bars.notes, sep="\n")

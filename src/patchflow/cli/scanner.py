@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from patchflow.cli.scan import Scan, ScanFlags, kept_angles, midpoints
+from patchflow.cli.scan import Scan, ScanFlags, kept_angles, midpoints, read_scan
 from patchflow.cli.slices import Slices, check_grey
 from patchflow.errors import InputError
 from patchflow.papers import leuschner2021_lodopab as lodopab
@@ -51,6 +52,37 @@ def check_angles_flag(flags: ScanFlags) -> None:
         raise InputError("ct needs --angles, the number of angles over half a turn, such as 1000.")
 
 
+def scanner_for(
+    found: Slices,
+    names: Sequence[str],
+    flags: ScanFlags,
+    scan: str | None,
+    bins: int | None,
+    fine: int | None,
+) -> Scanner:
+    """The scanner of a sinogram that was taken so, or else that of the flags; what is assumed is printed.
+
+    Args:
+        found: The slices.
+        names: Their files.
+        flags: What the flags say about the scan, beside or instead of a sinogram.
+        scan: The sinogram's file.
+        bins: As in :func:`scanner_of`.
+        fine: As in :func:`scanner_of`.
+
+    Raises:
+        InputError: As :func:`scanner_of` and :func:`scanner_like`, and if a flag says something else than the files.
+    """
+    if scan is None:
+        return scanner_of(found, names, flags, bins, fine)
+    if bins is not None:
+        raise InputError(f"--bins {bins} says nothing beside --scan, which has its bins.")
+    # The data set of HDF5 slices is not that of the sinogram.
+    read = read_scan(scan, replace(flags, dataset=None))
+    print(*read.notes, sep="\n", end="\n" if read.notes else "")
+    return scanner_like(found, read, fine)
+
+
 def scanner_of(
     found: Slices, names: Sequence[str], flags: ScanFlags, bins: int | None, fine: int | None
 ) -> Scanner:
@@ -71,6 +103,11 @@ def scanner_of(
     if flags.limited is not None:
         directions = directions[kept_angles(directions, flags.limited)]
     size = _size(found)
+    if flags.size not in (None, size):
+        raise InputError(
+            f"{found.names[0]} has {size} x {size} pixels but --size is {flags.size}; leave the flag out, or resample "
+            "the slices."
+        )
     view = _field_of_view(names, found, size, flags.field_of_view)
     bins = 2 * math.ceil(size / math.sqrt(2)) + 1 if bins is None else bins
     fine = _fine(size, fine)

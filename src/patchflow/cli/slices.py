@@ -14,7 +14,7 @@ from patchflow.io.atomic import read_bytes
 from patchflow.io.codecs import decode, format_of
 from patchflow.io.dicom import Series, read_series
 from patchflow.io.hdf5 import EXTENSIONS, read_hdf5_images
-from patchflow.io.images import ValueRange, check_finite, read_stack
+from patchflow.io.images import ValueRange, check_finite, fingerprint, read_stack
 from patchflow.problems.attenuation import MU_MAX, from_hounsfield
 
 Units = Literal["normalised", "hu"]
@@ -34,12 +34,15 @@ class Slices(NamedTuple):
         names: What to call each image in a message.
         series: The series of DICOM files.
         note: What was converted, or empty.
+        prints: Of slices in Hounsfield units, the fingerprints of these: of the same slices by whatever file, and
+            without the noise that undoes their rounding. Empty for others.
     """
 
     images: list[Tensor]
     names: list[str]
     series: Series | None = None
     note: str = ""
+    prints: Sequence[str] = ()
 
 
 def read_slices(
@@ -80,17 +83,18 @@ def read_slices(
         )
     if dicom:
         return _read_dicom(dicom, dither)
-    images, names, notes = [], [], []
+    images, names, notes, prints = [], [], [], []
     for path in paths:
         if units == "hu":
             hu = _read_hounsfield(path, dataset)
             notes.append(_converted(path, hu))
+            prints += _prints(hu)
             stack = _from_hounsfield(hu, path, dither)
         else:
             stack = _read_normalised(path, dataset, value_range, grey, slack)
         images += stack.split(1)
         names += [path] if len(stack) == 1 else [f"{path}, image {k}" for k in _numbers(stack)]
-    return Slices(images, names, None, "\n".join(notes))
+    return Slices(images, names, None, "\n".join(notes), prints)
 
 
 def read_reference(path: str, units: Units) -> Slices:
@@ -128,7 +132,11 @@ def _read_dicom(paths: Sequence[str], dither: bool) -> Slices:
     images = _from_hounsfield(series.hu, label, dither)
     note = f"{_converted(label, series.hu)} Pixels of {series.spacing[0]:g} x {series.spacing[1]:g} mm."
     names = [f"{label}, slice {k}" for k in _numbers(images)]
-    return Slices(list(images.split(1)), names, series, note)
+    return Slices(list(images.split(1)), names, series, note, _prints(series.hu))
+
+
+def _prints(hu: Tensor) -> list[str]:
+    return [fingerprint([slice_.float()]) for slice_ in hu.split(1)]
 
 
 def _numbers(stack: Tensor) -> list[int]:

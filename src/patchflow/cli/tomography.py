@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from patchflow.cli.calibrate_slices import show_difference
 from patchflow.cli.config import write_config
+from patchflow.cli.error_bars import Calibration, Recipe
 from patchflow.cli.notes import convergence
 from patchflow.cli.novelty import Watch
 from patchflow.cli.options import check_output, output_folder, start
@@ -52,13 +54,16 @@ def reconstruct_ct(
         InputError: If something given cannot be used.
     """
     target = Path("reconstruction.tif" if output is None else output)
-    _check_target(target, choices.template)
+    calibrated = None if choices.calibration is None else Calibration.read(choices.calibration)
+    for path in (target, *(() if calibrated is None else _ends(target))):
+        _check_target(path, choices.template)
     start(seed, threads)
     scan = read_scan(measurement, flags)
     template = None if choices.template is None else _read_template(choices.template, scan)
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
     prior = choices.load(scan)
-    watch = Watch.read(novelty, choices.prior, prior, report=choices.report)
+    has_own = calibrated is not None and calibrated.novelty is not None
+    watch = Watch.read(novelty, choices.prior, prior, report=choices.report, calibrated=has_own)
     watch.check(torch.zeros(1, 1, *scan.operator.domain_shape))
     if choices.report is not None:
         output_folder(choices.report)
@@ -74,7 +79,7 @@ def reconstruct_ct(
     seconds = time.perf_counter() - begun
     solutions = [result.solution for result in results]
     x = torch.cat([solution.x for solution in solutions])
-    _write(target, x, template, choices)
+    _write(target, x, template, choices, choices.chosen.title)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     y = scan.y[: len(x)]
     print(
@@ -95,8 +100,19 @@ def reconstruct_ct(
             f"PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.3f} (range of the slice); "
             f"{means['psnr_range_1']:.2f} dB, {means['ssim_range_1']:.3f} (range 1)"
         )
+    bars = None
+    if calibrated is not None:
+        recipe = Recipe.of(scan.likelihood, choices, choices.prior, channels=1)
+        bars = calibrated.bars(recipe, x, prior, truth, show_difference)
+        level = f"{100 * calibrated.intervals.level:.0f} %"
+        for path, end, name in zip(
+            _ends(target), (bars.low, bars.high), ("low", "high"), strict=True
+        ):
+            _write(path, end, template, choices, f"{choices.chosen.title}, {level} {name}")
+        print(*bars.notes, sep="\n")
+        notes += bars.notes
     if choices.report is not None:
-        finding = watch.find(x)
+        finding = watch.find(x, None if bars is None else bars.alarm)
         print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
         page = write_tomography_report(
             choices.report,
@@ -110,10 +126,17 @@ def reconstruct_ct(
             truth=truth,
             history=solutions[0].history,
             finding=finding,
+            bars=bars,
             seconds=seconds,
             notes=[*scan.notes, *notes],
         )
         print(f"Report: {page}")
+
+
+def _ends(target: Path) -> tuple[Path, Path]:
+    """Where the lower and the upper ends of error bars go, beside the output."""
+    low, high = (target.with_name(f"{target.stem}-{end}{target.suffix}") for end in ("low", "high"))
+    return low, high
 
 
 def _check_target(target: Path, template: str | None) -> None:
@@ -204,7 +227,7 @@ def _misfit(scan: Scan, x: Tensor, y: Tensor) -> float:
     return float(torch.cat(parts).mean())
 
 
-def _write(target: Path, x: Tensor, template: Series | None, choices: Choices) -> None:
+def _write(target: Path, x: Tensor, template: Series | None, choices: Choices, title: str) -> None:
     if template is None:
         write_image(target, to_hounsfield(x) if choices.units == "hu" else x)
         return
@@ -215,4 +238,4 @@ def _write(target: Path, x: Tensor, template: Series | None, choices: Choices) -
         template.positions[:count],
         template.headers[:count],
     )
-    write_series(target, to_hounsfield(x), part, choices.chosen.title)
+    write_series(target, to_hounsfield(x), part, title)

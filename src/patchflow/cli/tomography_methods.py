@@ -46,6 +46,7 @@ class Choices:
         units: The units of truth and output.
         template: The DICOM series whose headers the output takes.
         report: Folder for the report.
+        calibration: What ``patchflow calibrate`` wrote.
 
     Raises:
         InputError: If a flag does not concern the method or is out of range.
@@ -63,6 +64,7 @@ class Choices:
     units: Units
     template: str | None
     report: str | None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight", "steps", "lr", "stride", "solver"):
@@ -94,6 +96,12 @@ class Choices:
     def chosen(self) -> TomographyMethod:
         """The method of this name."""
         return method_of(self.method)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the solver is not that of the defaults."""
+        chosen = (self.steps, self.lr, self.stride)
+        return chosen != (None, None, None) or (self.solver, self.preset) != ("adam", "default")
 
     @property
     def _options(self) -> Options:

@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from patchflow.cli.config import command_line
+from patchflow.cli.error_bars import Bars
 from patchflow.cli.novelty import Finding
 from patchflow.metrics import psnr, ssim
 from patchflow.papers.patchnr_tomography import METRICS
-from patchflow.problems.attenuation import to_hounsfield
+from patchflow.problems.attenuation import HU_RANGE, to_hounsfield
 from patchflow.records import Record
 from patchflow.report import Curve, Panel, Report, Window, write_report
 from patchflow.table import build_table
@@ -56,6 +57,7 @@ def write_tomography_report(
     truth: Tensor | None,
     history: Sequence[float],
     finding: Finding,
+    bars: Bars | None,
     seconds: float,
     notes: Sequence[str],
 ) -> Path:
@@ -73,6 +75,7 @@ def write_tomography_report(
         truth: The true slices.
         history: The energies along the way, of the first slice.
         finding: Novelty of the first slice.
+        bars: The error bars.
         seconds: How long all slices took.
         notes: What was assumed.
 
@@ -125,6 +128,7 @@ def write_tomography_report(
             nll_map=finding.nll_map,
             alarm=finding.alarm,
             surprising=finding.surprising,
+            width=None if bars is None else HU_RANGE * (bars.high - bars.low)[0, 0],
             seed=int(str(settings["seed"])),
             timings={"reconstruction": seconds},
             settings={key: value for key, value in settings.items() if value is not None},

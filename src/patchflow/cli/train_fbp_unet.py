@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from patchflow import models
-from patchflow.cli.scan import ScanFlags, read_scan
-from patchflow.cli.scanner import check_angles_flag, scanner_like, scanner_of
+from patchflow.cli.scan import ScanFlags
+from patchflow.cli.scanner import check_angles_flag, scanner_for
 from patchflow.cli.slices import Units
 from patchflow.cli.training import Training
 from patchflow.errors import InputError
@@ -87,16 +87,8 @@ def train_fbp_unet(
         check_angles_flag(flags)
         if size is not None:
             raise InputError(f"--size {size} says nothing without --scan; the slices say it.")
-    elif bins is not None:
-        raise InputError(f"--bins {bins} says nothing beside --scan, which has its bins.")
     training = Training.begin("train fbp-unet", settings)
-    if scan is None:
-        scanner = scanner_of(training.found, images, flags, bins, fine)
-    else:
-        # The data set of HDF5 slices is not that of the sinogram.
-        read = read_scan(scan, ScanFlags(angles, photons, size, field_of_view, limited))
-        print(*read.notes, sep="\n", end="\n" if read.notes else "")
-        scanner = scanner_like(training.found, read, fine)
+    scanner = scanner_for(training.found, images, flags, scan, bins, fine)
     print(f"Measured on a finer grid: {scanner.fine.describe()}; {scanner.photons:g} photons.")
     model = models.fbp_unet(
         scanner.operator,

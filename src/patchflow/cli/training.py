@@ -107,13 +107,7 @@ class Training:
             model: The learned model.
             summary: What the file says of the training.
         """
-        models.save(
-            self.target,
-            model,
-            images=self.images,
-            seed=self.settings["seed"],
-            training=dict(summary),
-        )
+        self._write(model, summary)
         write_config(self.target.with_suffix(".yaml"), self.command, dict(self.settings))
 
     def fit(
@@ -153,7 +147,7 @@ class Training:
                 **arguments,
             )
         except NumericalError:
-            models.save(self.target, model, images=self.images, seed=self.settings["seed"])
+            self._write(model, {})
             raise
         self.save(
             model,
@@ -174,6 +168,13 @@ class Training:
             print(f"Interrupted; {state} holds the state. Continue with: {again}")
         else:
             state.unlink(missing_ok=True)
+
+    def _write(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
+        # So that these slices are known again, whatever noise has undone their rounding.
+        slices = {"slices": list(self.found.prints)} if self.found.prints else {}
+        seed = self.settings["seed"]
+        training = {**summary, **slices}
+        models.save(self.target, model, images=self.images, seed=seed, training=training)
 
 
 def _state(target: Path) -> Path:

@@ -20,6 +20,8 @@ from patchflow.errors import InputError
 WATER, AIR = 20.0, 0.02
 LARGEST_HU = 3071.0
 MU_MAX = LARGEST_HU * (WATER - AIR) / 1000 + WATER
+# Hounsfield units that a difference of 1 between images stands for.
+HU_RANGE = MU_MAX * 1000 / (WATER - AIR)
 # Air outside and the padding of scanners (-2000, -3024) are below -1000; metal is above 3071.
 _PLAUSIBLE = (-4096.0, 65535.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.operator import Identity, Operator
+from patchflow.problems.poisson import PoissonNoise
 from patchflow.problems.sampling import Mask
+from patchflow.problems.tomography import ParallelBeam
 
 # Relative, of responses computed by other numbers of threads or in other precision.
 _TOLERANCE = 1e-3
+# Digits of an angle in degrees: of single precision, an angle of half a turn is still one of zero.
+_DIGITS = 4
 
 
 def signature(likelihood: Likelihood) -> dict[str, Any]:
@@ -35,10 +40,17 @@ def signature(likelihood: Likelihood) -> dict[str, Any]:
         rest = {}
     elif isinstance(operator, Mask):
         rest = {"mask": _digest(operator.mask)}
+    elif isinstance(operator, ParallelBeam):
+        rest = _geometry(operator)
     else:
         assert isinstance(operator, Operator)
         rest = {"shape": list(operator.domain_shape), "response": _response(likelihood)}
-    noise = {"noise": likelihood.std} if isinstance(likelihood, GaussianLikelihood) else {}
+    noise: dict[str, Any] = {}
+    if isinstance(likelihood, GaussianLikelihood):
+        noise = {"noise": likelihood.std}
+    elif isinstance(likelihood.noise, PoissonNoise):
+        law = likelihood.noise
+        noise = {"number of photons": law.photons, "scale of attenuation": law.scale}
     return {"operator": name, **rest, **noise}
 
 
@@ -55,6 +67,21 @@ def _close(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return abs(a - b) <= _TOLERANCE * max(abs(a), abs(b))
     return a == b
+
+
+def _geometry(operator: ParallelBeam) -> dict[str, Any]:
+    """The numbers of a scan: lengths in metres; directions in degrees, in order, those of the same rays once."""
+    # From the opposite side the bins are in the opposite order, which are the same ones if they are centred.
+    period = 360.0 if operator.offset else 180.0
+    degrees = [round(math.degrees(angle), _DIGITS) % period for angle in operator.angles.tolist()]
+    return {
+        "image size": list(operator.domain_shape),
+        "pixel size": operator.pixel,
+        "number of bins": operator.range_shape[1],
+        "width of a bin": operator.spacing,
+        "shift of the detector": operator.offset,
+        "set of angles": sorted(degrees),
+    }
 
 
 def _digest(values: Tensor) -> str:
