@@ -8,26 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-class Solution(NamedTuple):
-    """The result of a solver.
-
-    Attributes:
-        x: The last point.
-        history: The monitored value (an energy, or the measure of convergence of the solver) after each step.
-        steps: The number of steps taken.
-        converged: Whether the tolerance was reached; None if there is none: as many steps as were asked for.
-        interrupted: Whether the user stopped it (Ctrl-C): x is the point so far.
-        std: The standard deviation of each value, of methods that sample.
-    """
-
-    x: Tensor
-    history: list[float]
-    steps: int
-    converged: bool | None
-    interrupted: bool = False
-    std: Tensor | None = None
-
-
 class Samples(NamedTuple):
     """Samples of the posterior of an image.
 
@@ -49,3 +29,25 @@ class Samples(NamedTuple):
     def images(self) -> Float[Tensor, "samples channels height width"]:
         """The samples of all chains."""
         return self.x.flatten(0, 1)
+
+
+class Solution(NamedTuple):
+    """The result of a solver.
+
+    Attributes:
+        x: The last point.
+        history: The monitored value (an energy, or the measure of convergence of the solver) after each step.
+        steps: The number of steps taken.
+        converged: Whether the tolerance was reached; None if there is none: as many steps as were asked for.
+        interrupted: Whether the user stopped it (Ctrl-C): x is the point so far.
+        std: The standard deviation of each value, of methods that sample.
+        samples: Samples of the posterior, of which x is the mean.
+    """
+
+    x: Tensor
+    history: list[float]
+    steps: int
+    converged: bool | None
+    interrupted: bool = False
+    std: Tensor | None = None
+    samples: Samples | None = None

@@ -9,6 +9,7 @@ from patchflow.cli.calibrate_images import calibrate_images
 from patchflow.cli.calibrate_slices import calibrate_slices
 from patchflow.cli.calibration import check_model
 from patchflow.cli.image_methods import ImageMethod, Solver
+from patchflow.cli.image_samples import Chain, Sampling
 from patchflow.cli.problems import Settings, refuse_foreign_flags
 from patchflow.cli.scan import ScanFlags
 from patchflow.cli.slices import Units
@@ -19,7 +20,7 @@ from patchflow.errors import InputError
 _OF_IMAGES = {
     **{"method": "patchnr", "prior": None, "weight": None, "noise": 0.01, "scale": 4},
     **{"boundary": None, "kernel": None, "mask": None, "level": 0.9, "false_alarms": 0.01},
-    **{"range": None, "grey": False},
+    **{"range": None, "grey": False, "samples": None, "chain": "mala"},
 }
 
 
@@ -35,6 +36,8 @@ def calibrate(
     method: ImageMethod | Literal["fbp", "fbp-unet"] = "patchnr",
     prior: str | None = None,
     weight: float | None = None,
+    samples: int | None = None,
+    chain: Chain = "mala",
     scan: str | None = None,
     angles: int | None = None,
     photons: float | None = None,
@@ -79,6 +82,8 @@ def calibrate(
         method: Images: the method of reconstruct.
         prior: Images: the model file that the method needs.
         weight: Images: weight of the prior; the default of the method without it.
+        samples: Images: calibrate the mean of so many samples (reconstruct --samples), and check the sampler.
+        chain: Images: as of reconstruct.
         scan: ct: a sinogram whose geometry and dose to calibrate for; the next flags then complete what it does not
             say.
         angles: ct: number of angles, equally spaced over half a turn.
@@ -136,7 +141,8 @@ def calibrate(
         )
         calibrate_slices(images, flags, choices, settings)
         return
-    solver = Solver(method, None, None, None, "adam", "default", weight)
+    sampling = None if samples is None else Sampling(samples, method, chain, None)
+    solver = Solver(method, None, None, None, "adam", "default", weight, sampling)
     calibrate_images(
         images, solver, Settings(problem, noise, scale, boundary, kernel, mask), settings
     )

@@ -8,11 +8,13 @@ from typing import Any
 from patchflow.cli.error_bars import Recipe
 from patchflow.cli.error_bars_fit import check_known, refuse_learned, write_calibration
 from patchflow.cli.image_methods import Solver
+from patchflow.cli.image_samples import combined
 from patchflow.cli.options import output_folder, start, value_range
 from patchflow.cli.problems import Settings
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
 from patchflow.numerics.patches import common_channels
+from patchflow.uncertainty.image_samples import check_samples
 
 
 def calibrate_images(
@@ -51,12 +53,17 @@ def calibrate_images(
             )
         if prior is not None:
             prior.check(truth)
-    xs = []
+    xs, checks = [], {}
     for path, truth, law in zip(paths, truths, laws, strict=True):
-        solution, _, _ = solver.run(law, law.simulate(truth), prior, None)
+        y = law.simulate(truth)
+        solution, _, _ = solver.run(law, y, prior, None)
         if solution.interrupted:
             raise KeyboardInterrupt
         print(f"{path}: reconstructed.")
         xs.append(solution.x)
+        if solution.samples is not None:
+            checks[path] = check_samples(solution.samples, truth, law.operator.initial(y))
     recipe = Recipe.of(laws[0], solver, settings["prior"], channels)
-    write_calibration(folder, xs, truths, recipe, prior, settings)
+    write_calibration(
+        folder, xs, truths, recipe, prior, settings, checked=combined(checks) if checks else None
+    )

@@ -19,6 +19,7 @@ from patchflow.io.atomic import read_bytes
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.signature import differs, signature
+from patchflow.uncertainty.image_samples import Check
 from patchflow.uncertainty.intervals import Intervals
 from patchflow.uncertainty.novelty import Novelty
 
@@ -51,6 +52,7 @@ class Recipe(NamedTuple):
         prior: The digest of the model file, if the method has one.
         channels: Channels of the images.
         changed: Whether the solver is not that of the defaults, for which error bars are calibrated.
+        sampler: What draws samples, if it does.
     """
 
     measurement: Mapping[str, Any]
@@ -59,6 +61,7 @@ class Recipe(NamedTuple):
     prior: str | None
     channels: int
     changed: bool = False
+    sampler: str | None = None
 
     @classmethod
     def of(
@@ -74,7 +77,16 @@ class Recipe(NamedTuple):
         """
         digest = None if prior is None else hashlib.sha256(read_bytes(prior)).hexdigest()
         measured = signature(likelihood)
-        return cls(measured, solver.method, solver.weight, digest, channels, solver.changed)
+        sampling = solver.sampling if isinstance(solver, Solver) else None
+        return cls(
+            measured,
+            solver.method,
+            solver.weight,
+            digest,
+            channels,
+            solver.changed,
+            None if sampling is None else sampling.name,
+        )
 
     def differences(self, given: Recipe) -> list[str]:
         """In words, what is not the same in a given recipe."""
@@ -92,7 +104,9 @@ class Recipe(NamedTuple):
             told.append("model of the prior")
         if given.channels != self.channels:
             told.append("number of channels")
-        if given.changed != self.changed:
+        if given.sampler != self.sampler:
+            told.append(f"sampler ({self.sampler}, not {given.sampler})")
+        elif given.changed != self.changed:
             told.append("setting of the solver")
         return told
 
@@ -105,11 +119,13 @@ class Calibration:
         intervals: The intervals of the pixels.
         novelty: The thresholds of the prior's map, for priors on patches.
         recipe: What they hold for.
+        checked: How the samples fared on the images, of methods that draw some.
     """
 
     intervals: Intervals
     novelty: Novelty | None
     recipe: Recipe
+    checked: Check | None
 
     @classmethod
     def read(cls, path: str) -> Calibration:
@@ -121,7 +137,7 @@ class Calibration:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
             document = json.loads(read_bytes(str(file), "calibration file"))
-            novelty = document["novelty"]
+            novelty, checked = document["novelty"], document["checked"]
             return cls(
                 Intervals(**document["intervals"]),
                 None if novelty is None else Novelty(**novelty),
@@ -131,7 +147,9 @@ class Calibration:
                     document["weight"],
                     document["prior"],
                     document["channels"],
+                    sampler=document["sampler"],
                 ),
+                None if checked is None else Check(**checked),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

@@ -18,6 +18,7 @@ from patchflow.io.checkpoint import read_header
 from patchflow.io.images import fingerprint
 from patchflow.priors.patch import PatchPrior
 from patchflow.report import versions
+from patchflow.uncertainty.image_samples import Check
 from patchflow.uncertainty.intervals import check_images, coverage, fit_intervals
 from patchflow.uncertainty.novelty import check_rate, fit_novelty
 
@@ -79,6 +80,7 @@ def write_calibration(
     prior: nn.Module | None,
     settings: Mapping[str, Any],
     show: Callable[[float], str] = "{:.4f}".format,
+    checked: Check | None = None,
 ) -> None:
     """Fit error bars to the errors of reconstructions, write the folder, and print how each fares by the others.
 
@@ -90,6 +92,7 @@ def write_calibration(
         prior: The prior.
         settings: All flags of the command.
         show: Writes a difference of values with its unit.
+        checked: How samples fared.
     """
     level = settings["level"]
     intervals = fit_intervals(_mixed(xs), _mixed(truths), level=level)
@@ -104,6 +107,7 @@ def write_calibration(
     document = {
         "intervals": intervals._asdict(),
         "novelty": None if novelty is None else novelty._asdict(),
+        "checked": None if checked is None else checked._asdict(),
         **stored,
         "coverage": {name: part._asdict() for name, part in told.items()},
         "guarantee": intervals.explain(),
@@ -117,6 +121,8 @@ def write_calibration(
             f"{name}: {100 * part.share:.1f} % covered by intervals of mean width {show(part.width)}; of one width for "
             f"all pixels it would take {show(part.constant)}."
         )
+    if checked is not None:
+        print(checked.explain())
     print(f"{intervals.explain()}\n{folder / FILE}")
 
 

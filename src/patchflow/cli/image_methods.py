@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from patchflow import models
+from patchflow.cli.image_samples import Sampling
 from patchflow.cli.notes import choose
 from patchflow.errors import InputError
 from patchflow.image_models import SingleImage
@@ -18,6 +19,7 @@ from patchflow.papers.presets import PRESETS
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import perception
 from patchflow.resolution_models import SuperResolver
 from patchflow.solution import Solution
 
@@ -52,6 +54,43 @@ SPLITTING = {
 }
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid.
 _VARIATIONAL = ("patchnr", "local-ar", "student-t", "patch-vae")
+# Of samples: the whole prior.
+SAMPLING_WEIGHT = 1.0
+
+
+class Texture(NamedTuple):
+    """The way to a better texture, see :mod:`patchflow.reconstruct.perception`.
+
+    Attributes:
+        share: How far, from 0 to 1.
+        prior: The patch prior.
+    """
+
+    share: float
+    prior: PatchPrior
+
+    @classmethod
+    def read(cls, perception: float, path: str | None) -> Texture | None:
+        """Read the flags ``--perception`` and ``--texture``.
+
+        Raises:
+            InputError: If one is there without the other, the share is out of range, or the model is no patch prior.
+        """
+        if not 0 <= perception <= 1:
+            raise InputError(
+                f"--perception {perception} must lie between 0 (most accurate) and 1 (best texture)."
+            )
+        if (perception > 0) != (path is not None):
+            raise InputError(
+                f"Got --perception {perception} and --texture {path}: a share above 0 and a model of patchflow train "
+                "patch-nr go together."
+            )
+        if path is None:
+            return None
+        prior = models.load(path, nn.Module)
+        METHODS["patchnr"].check_prior(prior)
+        assert isinstance(prior, PatchPrior)
+        return cls(perception, prior)
 
 
 @dataclass(frozen=True)
@@ -66,6 +105,8 @@ class Solver:
         solver: Adam or L-BFGS.
         preset: The published procedure, or ours.
         weight: The weight; None for the default, ``"auto"`` for a choice without a ground truth.
+        sampling: How samples of the posterior are drawn, whose mean is the reconstruction; None for none.
+        texture: The patch prior and the share by which it moves the reconstruction; None for none.
 
     Raises:
         InputError: If a flag does not concern the method, or the weight is neither a number nor auto.
@@ -78,13 +119,17 @@ class Solver:
     solver: Literal["adam", "lbfgs"]
     preset: Literal["default", "paper"]
     weight: float | str | None
+    sampling: Sampling | None = None
+    texture: Texture | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(
                 f"--method {self.method} is for --problem ct, not for images; use one of {', '.join(METHODS)}."
             )
-        if self.method not in _VARIATIONAL or self.preset == "paper":
+        if self.sampling is not None:
+            self._check_sampling(self.sampling)
+        elif self.method not in _VARIATIONAL or self.preset == "paper":
             who = f"preset {self.preset}" if self.preset == "paper" else f"method {self.method}"
             for name, value in self._given.items():
                 flag = "solver" if name == "method" else name
@@ -100,6 +145,26 @@ class Solver:
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
 
+    def _check_sampling(self, sampling: Sampling) -> None:
+        sampling.check()
+        given = {key: value for key, value in self._given.items() if key != "steps"}
+        unused = given | {
+            name: value
+            for name, value, default in (
+                ("preset", self.preset, "default"),
+                ("perception", self.texture and self.texture.share, None),
+            )
+            if value != default
+        }
+        for name, value in unused.items():
+            flag = "solver" if name == "method" else name
+            raise InputError(f"--{flag} {value} says nothing about --samples; leave one out.")
+        if self.weight is not None and (self.weight == "auto" or sampling.method == "dpir"):
+            raise InputError(
+                f"--weight {self.weight} says nothing about --samples of {self.method}; leave it out"
+                + (", or give a number." if self.weight == "auto" else ".")
+            )
+
     @property
     def _given(self) -> Mapping[str, object]:
         """What the flags say of the solver, by its arguments."""
@@ -110,7 +175,7 @@ class Solver:
     @property
     def changed(self) -> bool:
         """Whether the solver is not that of the defaults."""
-        return bool(self._given) or self.preset != "default"
+        return bool(self._given) or self.preset != "default" or self.texture is not None
 
     def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.
@@ -149,6 +214,23 @@ class Solver:
         Returns:
             The reconstruction, its weight, and what there is to say about the choice of the weight.
         """
+        if self.sampling is not None:
+            weight = SAMPLING_WEIGHT if self.weight is None else float(self.weight)
+            return self.sampling.draw(likelihood, y, prior, weight), weight, []
+        solution, weight, notes = self._reconstruct(likelihood, y, prior, follow)
+        if self.texture is not None and not solution.interrupted:
+            share, textures = self.texture
+            x = perception.retexture(likelihood, textures, y, solution.x, share, progress=True)
+            solution = solution._replace(x=x)
+        return solution, weight, notes
+
+    def _reconstruct(
+        self,
+        likelihood: GaussianLikelihood,
+        y: Tensor,
+        prior: Prior | None,
+        follow: Follow | None,
+    ) -> tuple[Solution, float, list[str]]:
         default = self._default_weight(likelihood, prior)
         if self.weight != "auto":
             weight = default if self.weight is None else float(self.weight)

@@ -28,7 +28,8 @@ NAMES = ("super-resolution", "deblurring", "inpainting", "denoising", "ct")
 # Flags of images that say nothing about a sinogram, and flags of sinograms alone, with their defaults.
 _IMAGE_FLAGS = {
     **{"noise": 0.01, "scale": 4, "boundary": None, "kernel": None, "mask": None},
-    **{"range": None, "grey": False},
+    **{"range": None, "grey": False, "samples": None, "chain": "mala"},
+    **{"perception": 0.0, "texture": None, "budget": None},
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),

@@ -9,10 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from patchflow.cli.automatic import Choice, choose_for_scan, choose_method
 from patchflow.cli.config import write_config
 from patchflow.cli.error_bars import Calibration, Recipe
-from patchflow.cli.image_methods import ImageMethod, Solver
+from patchflow.cli.image_methods import ImageMethod, Solver, Texture
 from patchflow.cli.image_report import image_report
+from patchflow.cli.image_samples import Chain, Sampling
 from patchflow.cli.notes import convergence
 from patchflow.cli.novelty import Watch
 from patchflow.cli.options import (
@@ -23,6 +25,7 @@ from patchflow.cli.options import (
     value_range,
 )
 from patchflow.cli.problems import Settings, refuse_foreign_flags
+from patchflow.cli.sample_report import notes_of, write_samples
 from patchflow.cli.scan import ScanFlags
 from patchflow.cli.slices import Units
 from patchflow.cli.tomography import reconstruct_ct
@@ -43,7 +46,7 @@ def reconstruct(
     *,
     problem: str,
     output: str | None = None,
-    method: ImageMethod | Literal["fbp", "fbp-unet"] = "patchnr",
+    method: ImageMethod | Literal["fbp", "fbp-unet", "auto"] = "patchnr",
     prior: str | None = None,
     angles: int | None = None,
     photons: float | None = None,
@@ -60,6 +63,11 @@ def reconstruct(
     kernel: str | None = None,
     mask: str | None = None,
     truth: str | None = None,
+    samples: int | None = None,
+    chain: Chain = "mala",
+    perception: float = 0.0,
+    texture: str | None = None,
+    budget: float | None = None,
     steps: int | None = None,
     stride: int | None = None,
     lr: float | None = None,
@@ -91,7 +99,8 @@ def reconstruct(
             single-image (a network trained for this measurement), acnn or wpp-net (the same for super-resolution, from
             pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
             patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered backprojection) or fbp-unet (corrected by a
-            network that was trained for this scan).
+            network that was trained for this scan); auto chooses by the models in --prior, which may be a folder, the
+            measurement, --samples and --budget, and says why.
         prior: The model file of patchflow train patch-nr, epll, student-t, wpp, local-ar (or patch-gan), patch-vae,
             denoiser, pnn, single-image, acnn, wpp-net, wpp-flow or fbp-unet, whichever the method needs; for dpir also
             published weights of a DnCNN (.safetensors).
@@ -115,8 +124,16 @@ def reconstruct(
         kernel: The blur kernel, an image or .npy file; super-resolution: by default a Gaussian of half the scale.
         mask: Inpainting: an image that is white where pixels were measured.
         truth: The true image, if known: PSNR while running, error map and metrics in the report.
-        steps: Steps of the solver: patchnr, student-t and patch-vae 400, local-ar 72. ct: 1000 if directions are
-            missing; tv and tgv: at most 1000, fewer once the duality gap is closed.
+        samples: Draw so many samples of the posterior (patchnr, student-t, patch-vae by Markov chains, dpir by split
+            Gibbs, with a denoiser of --low 0.003 --high 0.5). Their mean is the output; beside it are written
+            -std.tif, -low.tif and -high.tif (90 % of the samples), and -samples.npy.
+        chain: Of samples by Markov chains: mala (accept or reject) or langevin (all accepted, biased by the step).
+        perception: From 0 (most accurate) to 1 (best texture): moves the output towards what --texture knows.
+        texture: The model of patchflow train patch-nr for --perception.
+        budget: --method auto: seconds that the reconstruction may take, by an estimate on this machine.
+        steps: Steps of the solver: patchnr, student-t and patch-vae 400, local-ar 72; of samples 600 of each chain, or
+            60 levels. ct: 1000 if directions are missing; tv and tgv: at most 1000, fewer once the duality gap is
+            closed.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
@@ -135,6 +152,8 @@ def reconstruct(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
+        if method == "auto":
+            method, prior, _ = _say(choose_for_scan(prior), settings)
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
             method,
@@ -154,7 +173,25 @@ def reconstruct(
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
     calibrated = None if calibration is None else Calibration.read(calibration)
-    chosen = Solver(method, steps, stride, lr, solver, preset, weight)
+    flags = Settings(problem, noise, scale, boundary, kernel, mask)
+    std, limits = flags.std, value_range(range)
+
+    def measured() -> tuple[Tensor, GaussianLikelihood]:
+        y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * std)
+        likelihood = flags.likelihood((y.shape[2], y.shape[3]), measured=True)
+        _check_measurement(y, likelihood, measurement)
+        return y, likelihood
+
+    why = []
+    if method == "auto":
+        wished = samples is not None
+        found = choose_method(prior, measured, samples=wished, budget=budget)
+        method, prior, why = _say(found, settings)
+    elif budget is not None:
+        raise InputError(f"--budget {budget} is for --method auto; leave it out.")
+    sampling = None if samples is None else Sampling(samples, method, chain, steps)
+    textured = Texture.read(perception, texture)
+    chosen = Solver(method, steps, stride, lr, solver, preset, weight, sampling, textured)
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     loaded = chosen.prior(prior)
@@ -163,13 +200,8 @@ def reconstruct(
     if report is not None:
         output_folder(report)
     start(seed, threads)
-    limits = value_range(range)
-    flags = Settings(problem, noise, scale, boundary, kernel, mask)
-    std = flags.std
-    y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * std)
+    y, likelihood = measured()
     check_stack(target, len(y))
-    likelihood = flags.likelihood((y.shape[2], y.shape[3]), measured=True)
-    _check_measurement(y, likelihood, measurement)
     x_true = None if truth is None else read_stack(truth, value_range=limits, grey=grey)
     if x_true is not None and x_true.shape[-2:] != likelihood.operator.domain_shape:
         height, width = likelihood.operator.domain_shape
@@ -187,6 +219,10 @@ def reconstruct(
     )
     seconds = time.perf_counter() - begun
     notes += convergence([solution])
+    notes = [*why, *notes]
+    if solution.samples is not None:
+        checked = None if calibrated is None else calibrated.checked
+        notes += notes_of(solution.samples, x_true, init, checked)
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
@@ -204,6 +240,10 @@ def reconstruct(
     if calibrated is not None:
         recipe = Recipe.of(likelihood, chosen, prior, solution.x.shape[1])
         bars = calibrated.bars(recipe, solution.x, loaded, x_true)
+    if solution.samples is not None:
+        sampled = write_samples(target, solution)
+        bars = sampled if bars is None else bars
+    if bars is not None:
         for end, values in (("low", bars.low), ("high", bars.high)):
             write_image(target.with_name(f"{target.stem}-{end}.tif"), values)
         print(*bars.notes, sep="\n")
@@ -216,6 +256,15 @@ def reconstruct(
         print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
         page = write_report(report, shown)
         print(f"Report: {page}")
+
+
+def _say(found: Choice, settings: dict[str, object]) -> tuple[ImageMethod, str | None, list[str]]:
+    """Tell what was chosen; the configuration repeats the choice."""
+    settings |= {"method": found.method, "prior": found.prior, "budget": None}
+    told = f"Method {found.method}" + (f" with {found.prior}" if found.prior else "")
+    note = f"{told}, chosen automatically: {found.reason}."
+    print(note)
+    return found.method, found.prior, [note]
 
 
 def _check_measurement(y: Tensor, likelihood: GaussianLikelihood, path: str) -> None:

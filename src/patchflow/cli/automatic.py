@@ -1,0 +1,162 @@
+"""``reconstruct --method auto``: the method that the given models, the measurement, samples and time allow.
+
+The order is that of the tables in ``benchmarks/README.md``: a network that was trained for this very measurement is the
+most accurate and the fastest, then come the priors of patches, then a denoiser, and total variation needs no model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patchflow import models
+from patchflow.cli.image_methods import ImageMethod
+from patchflow.errors import InputError
+from patchflow.image_models import SingleImage
+from patchflow.io.checkpoint import read_header
+from patchflow.networks.denoiser import Denoiser
+from patchflow.priors.patch import PatchPrior
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.reconstruct import plug_and_play
+
+# Methods by the models that they take, in the order of preference.
+_ORDER: dict[str, ImageMethod] = {
+    "single_image": "single-image",
+    "patch_nr": "patchnr",
+    "epll": "epll",
+    "drunet": "dpir",
+}
+_FOR_SAMPLES: dict[str, ImageMethod] = {"drunet": "dpir", "patch_nr": "patchnr"}
+# Of CT scans.
+_OF_SCANS: dict[str, ImageMethod] = {"patch_nr": "patchnr", "epll": "epll"}
+# Evaluations of the prior that a reconstruction takes.
+_EVALUATIONS = {"patchnr": 400, "epll": 40, "dpir": plug_and_play.STEPS}
+
+
+class Choice(NamedTuple):
+    """A method, its model file, and why it was chosen."""
+
+    method: ImageMethod
+    prior: str | None
+    reason: str
+
+
+def choose_method(
+    path: str | None,
+    law: Callable[[], tuple[Tensor, GaussianLikelihood]],
+    *,
+    samples: bool,
+    budget: float | None,
+) -> Choice:
+    """Choose for images.
+
+    Args:
+        path: A model file, or a folder of some; None for no model.
+        law: Reads the measurement, and makes its law.
+        samples: Whether samples of the posterior are wished for.
+        budget: Seconds that the reconstruction may take, by an estimate on this machine.
+
+    Raises:
+        InputError: If there is no such file or folder, samples are wished for without a model that draws them, or the
+            budget is not positive.
+    """
+    if budget is not None and not budget > 0:
+        raise InputError(f"--budget {budget} must be positive, in seconds.")
+    found = dict(_models(path))
+    y, likelihood = law()
+    if samples:
+        for kind, method in _FOR_SAMPLES.items():
+            if kind in found and _draws(found[kind]):
+                return Choice(
+                    method, found[kind], f"samples are wished for, and {found[kind]} draws them"
+                )
+        raise InputError(
+            "--samples with --method auto need a model that draws them in --prior; train one with patchflow train "
+            "denoiser --low 0.003 --high 0.5 --spread log-uniform IMAGE."
+        )
+    passed: list[str] = []
+    for kind, method in _ORDER.items():
+        if kind not in found:
+            continue
+        model = models.load(found[kind], nn.Module)
+        wrong = _unfit(model, y, likelihood)
+        if wrong:
+            passed.append(f"{found[kind]} is for another measurement")
+            continue
+        seconds = 0.0 if budget is None else _seconds(model, method, likelihood.operator.initial(y))
+        if budget is not None and seconds > budget:
+            passed.append(f"{method} would take about {seconds:.0f} s")
+            continue
+        reason = {
+            "single-image": "it was trained for this very measurement",
+            "patchnr": "a density of patches serves any operator",
+            "epll": "a density of patches serves any operator",
+            "dpir": "a denoiser serves any operator",
+        }[method]
+        return Choice(method, found[kind], "; ".join([reason, *passed]))
+    return Choice("tv", None, "; ".join(["total variation needs no model", *passed]))
+
+
+def choose_for_scan(path: str | None) -> Choice:
+    """Choose for CT scans.
+
+    Args:
+        path: A model file, or a folder of some; None for no model.
+
+    Raises:
+        InputError: If there is no such file or folder.
+    """
+    found = dict(_models(path))
+    for kind, method in _OF_SCANS.items():
+        if kind in found:
+            return Choice(method, found[kind], "a density of patches serves any scan")
+    return Choice("tv", None, "total variation needs no model, and no density of patches was given")
+
+
+def _models(path: str | None) -> Iterator[tuple[str, str]]:
+    """The names of models and their files; of several of one kind the last by name."""
+    if path is None:
+        return
+    given = Path(path)
+    files = [given]
+    if given.is_dir():  # beside models there may be the states of interrupted trainings
+        files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
+    if not files:
+        raise InputError(
+            f"The folder {path} has no model files (.safetensors); train one (patchflow train), or leave --prior out."
+        )
+    for file in files:
+        yield read_header(file).model, str(file)
+
+
+def _draws(path: str) -> bool:
+    """Whether a model draws samples: denoisers must know large noise."""
+    model = models.load(path, nn.Module)
+    return not isinstance(model, Denoiser) or model.levels[1] >= 0.3
+
+
+def _unfit(model: nn.Module, y: Tensor, likelihood: GaussianLikelihood) -> bool:
+    try:
+        if isinstance(model, SingleImage):
+            model.check_measurement(likelihood)
+        elif isinstance(model, PatchPrior | Denoiser):
+            model.check(likelihood.operator.initial(y))
+    except InputError:
+        return True
+    return False
+
+
+@torch.no_grad()
+def _seconds(model: nn.Module, method: str, init: Tensor) -> float:
+    """How long a reconstruction will take, by one evaluation."""
+    begun = time.perf_counter()
+    if isinstance(model, PatchPrior):
+        model.phases()[0].value_and_grad(init)
+    elif isinstance(model, Denoiser):
+        model(init, model.levels[1])
+    return _EVALUATIONS.get(method, 1) * (time.perf_counter() - begun)
