@@ -153,7 +153,8 @@ def reconstruct(
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
         if method == "auto":
-            method, prior, _ = _say(choose_for_scan(prior), settings)
+            method, prior, why = _say(choose_for_scan(prior), settings)
+            print(*why)
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
             method,
@@ -226,7 +227,8 @@ def reconstruct(
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
     residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
-    weighted = "" if method in WEIGHTLESS else f", weight {weight:g}"
+    weightless = method in WEIGHTLESS or (method == "dpir" and samples is not None)
+    weighted = "" if weightless else f", weight {weight:g}"
     print(
         f"{target}: {method}{weighted}, {solution.steps} steps in {seconds:.1f} s; "
         f"residual {residual:.4f} at noise {std:g}."
@@ -262,9 +264,7 @@ def _say(found: Choice, settings: dict[str, object]) -> tuple[ImageMethod, str |
     """Tell what was chosen; the configuration repeats the choice."""
     settings |= {"method": found.method, "prior": found.prior, "budget": None}
     told = f"Method {found.method}" + (f" with {found.prior}" if found.prior else "")
-    note = f"{told}, chosen automatically: {found.reason}."
-    print(note)
-    return found.method, found.prior, [note]
+    return found.method, found.prior, [f"{told}, chosen automatically: {found.reason}."]
 
 
 def _check_measurement(y: Tensor, likelihood: GaussianLikelihood, path: str) -> None:

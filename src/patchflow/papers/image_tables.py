@@ -35,7 +35,7 @@ from patchflow.table import IMAGE_METRICS, INTERVAL_METRICS
 METHODS = (
     *("bicubic", "tikhonov", "tv", "tgv", "bm3d", "wpp", "wpp-sinkhorn", "local-ar", "patch-gan"),
     *("epll", "student-t", "patch-vae", "pnp-pnn", "dpir", "acnn", "wpp-net", "wpp-flow"),
-    *("single-image", "patchnr-90s", "patchnr", "dip-tv"),
+    *("single-image-denoiser", "single-image", "patchnr-90s", "patchnr", "dip-tv"),
 )
 # Run if no methods are chosen: those that take at most two minutes for an image, with what the project installs.
 USUAL = ("bicubic", "tv", "tgv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr")

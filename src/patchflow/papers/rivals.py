@@ -8,7 +8,7 @@ from torch import nn
 
 from patchflow.fit import Fit
 from patchflow.learn import learn_patches
-from patchflow.learn_denoiser import learn_denoiser
+from patchflow.learn_denoiser import Spread, learn_denoiser
 from patchflow.learn_gan import learn_gan
 from patchflow.learn_mixture import learn_epll, learn_student_t
 from patchflow.learn_pairs import learn_pairs
@@ -119,7 +119,7 @@ def learn_patchnr(
     return prior
 
 
-def _denoiser(lesson: Lesson, denoiser: Denoiser) -> nn.Module:
+def _denoiser(lesson: Lesson, denoiser: Denoiser, spread: Spread = "uniform") -> nn.Module:
     """A denoiser, learned for the time of the lesson."""
     record = learn_denoiser(
         denoiser,
@@ -127,6 +127,7 @@ def _denoiser(lesson: Lesson, denoiser: Denoiser) -> nn.Module:
         lesson.validation,
         steps=10**6,
         seconds=lesson.seconds,
+        spread=spread,
         progress=True,
     )
     check_finished(record)
@@ -224,6 +225,9 @@ TEACHERS: dict[str, Teacher] = {
     "patchnr": learn_patchnr,
     "dpir": lambda lesson: _denoiser(lesson, drunet()),
     "pnp-pnn": lambda lesson: _denoiser(lesson, pnn(level=PNN_LEVEL)),
+    "single-image-denoiser": lambda lesson: _denoiser(
+        lesson, drunet(low=0.003, high=0.5), "log-uniform"
+    ),
     "single-image": _single_image,
     "acnn": _acnn,
     "wpp-net": lambda lesson: _unpaired(lesson, wpp_net, learn_wpp_net),
