@@ -69,12 +69,12 @@ def benchmark(
         data: Folder with the data, where the table needs some; a missing file is named, with its public origin. Of
             ct-low-dose and ct-limited-angle also that of the unpacked LoDoPaB files: the paper's table.
         methods: Methods, as [a,b]. Of images: bicubic (the start), tikhonov, tv, tgv, bm3d, wpp, wpp-sinkhorn,
-            local-ar, patch-gan, epll, student-t, patch-vae, pnp-pnn, dpir, acnn, wpp-net, wpp-flow, single-image-denoiser, single-image,
-            patchnr-90s, patchnr, dip-tv; by default bicubic, tv, tgv, wpp, wpp-sinkhorn, local-ar, epll and patchnr.
-            Of zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr, dual-sr, patchnr, patchnr-paper (hours),
-            dip-tv, by default bicubic, tv, zssr, patchnr, dip-tv. Of ct-low-dose and ct-limited-angle: fbp, tv, tgv,
-            dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr, fbp-unet, by default all but dip-tv; of sbibm: the
-            tasks, all by default.
+            local-ar, patch-gan, epll, student-t, patch-vae, pnp-pnn, dpir, acnn, wpp-net, wpp-flow,
+            single-image-denoiser, single-image, patchnr-90s, patchnr, dip-tv; by default bicubic, tv, tgv, wpp,
+            wpp-sinkhorn, local-ar, epll and patchnr. Of zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr,
+            dual-sr, patchnr, patchnr-paper (hours), dip-tv, by default bicubic, tv, zssr, patchnr, dip-tv. Of
+            ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr,
+            fbp-unet, by default all but dip-tv; of sbibm: the tasks, all by default.
         images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution
             (zero-shot, too) and ct, two of the others.
         full: The published number of repetitions and training steps (hours).

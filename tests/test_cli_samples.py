@@ -1,0 +1,199 @@
+"""Samples of images, the way to a better texture and the automatic choice, by the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+
+from patchflow import models
+from patchflow.cli.main import main
+from patchflow.io.images import write_image
+from patchflow.learn import learn_patches
+from patchflow.learn_denoiser import learn_denoiser
+from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import Identity
+from patchflow.problems.signature import signature
+
+SIDE, NOISE = 64, 0.1
+DENOISING = ["--problem=denoising", f"--noise={NOISE}"]
+
+
+def texture(seed, side=SIDE):
+    """Waves of two directions with random phases."""
+    torch.manual_seed(seed)
+    k = torch.arange(side) / side
+    waves = [
+        (2 * torch.pi * (a * k[:, None] + b * k[None] + torch.rand(()))).sin()
+        for a, b in ((6, 2), (1, 8))
+    ]
+    return 0.5 + 0.2 * sum(waves).view(1, 1, side, side)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Models of one texture, and a measurement of another one of its kind, in the precision of users."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("samples")
+    (root / "models").mkdir()
+    image = texture(0)
+    denoiser = models.drunet(widths=(8, 16), cell=1, low=0.003, high=0.5)
+    learn_denoiser(
+        denoiser, [image], spread="log-uniform", crop=24, batch=8, steps=80, warmup=20, lr=5e-3
+    )
+    flow = models.patch_nr(size=4, hidden=16, layers=2)
+    learn_patches(flow, [image], steps=60, batch=64, lr=3e-3, warmup=20)
+    law = GaussianLikelihood(Identity((SIDE, SIDE)), NOISE)
+    network = models.single_image(measurement=signature(law), width=8, blocks=1, cell=2)
+    for name, model in (("denoiser", denoiser), ("flow", flow), ("network", network)):
+        models.save(
+            root / "models" / f"{name}.safetensors", model, images=[image], seed=0, training={}
+        )
+    truth = texture(1)
+    write_image(root / "truth.tif", truth)
+    write_image(root / "y.tif", truth + NOISE * torch.randn_like(truth))
+    torch.set_default_dtype(before)
+    return root
+
+
+@pytest.fixture
+def here(folder, single_precision, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def run(*flags, expected=0):
+    assert main(["reconstruct", "y.tif", *DENOISING, *flags]) == expected
+
+
+def values(path):
+    """Of a file, also outside [0, 1]."""
+    found = np.load(path) if path.endswith(".npy") else tifffile.imread(path)
+    return torch.from_numpy(found).squeeze()
+
+
+def error(path):
+    return float((values(path) - values("truth.tif")).square().mean())
+
+
+def test_samples_by_a_denoiser_and_their_check(here, capsys):
+    prior = "--prior=models/denoiser.safetensors"
+    run("--method=dpir", prior, "--samples=16", "--steps=20", "--truth=truth.tif", "-o", "s.tif")
+    told = capsys.readouterr().out
+    assert "times the squared error of the mean of 16" in told
+    assert "weight" not in told.splitlines()[0]
+    low, high, std = (values(f"s-{end}.tif") for end in ("low", "high", "std"))
+    assert bool((low <= high).all())
+    assert float(std.mean()) > 0.005
+    samples = values("s-samples.npy")
+    assert samples.shape == (16, SIDE, SIDE)
+    assert torch.allclose(samples.mean(0), values("s.tif"), atol=1e-4)
+    assert error("s.tif") < error("y.tif") / 2
+
+    run("--method=dpir", prior, "--samples=8", "--steps=20", "-o", "s.tif")
+    assert "Nobody has checked these samples" in capsys.readouterr().out
+
+    calibrate = ["calibrate", "truth.tif", *DENOISING, "--method=dpir", prior, "--samples=8"]
+    assert main([*calibrate, "--level=0.8", "-o", "c"]) == 0
+    checked = json.loads(Path("c/calibration.json").read_text())["checked"]
+    assert checked["draws"] == 8
+    told = capsys.readouterr().out
+    assert "with known truth" in told
+    run("--method=dpir", prior, "--samples=8", "--calibration=c", "--report=page", "-o", "s.tif")
+    told = capsys.readouterr().out
+    assert f"{checked['ratio']:.2f} times the squared error" in told
+    assert "Warning" not in told
+    assert f"{checked['ratio']:.2f} times" in Path("page/report.html").read_text()
+    run("--method=dpir", prior, "--calibration=c", "-o", "x.tif")
+    assert "another sampler (8 samples by split Gibbs, not None)" in capsys.readouterr().out
+
+
+def test_samples_by_markov_chains(here, tmp_path, monkeypatch, capsys):
+    prior = f"--prior={Path('models/flow.safetensors').absolute()}"
+    small = values("y.tif")[:24, :24][None, None]
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method=patchnr", prior, "--samples=16", "--steps=24"]
+    write_image("y.tif", small)
+    run(*flags, "-o", "m.tif")
+    told = capsys.readouterr().out
+    assert "of the steps were accepted" in told
+    assert "R-hat" in told
+    assert values("m-samples.npy").shape == (16, 24, 24)
+    run(*flags, "--chain=langevin", "-o", "m.tif")
+    assert "accepted" not in capsys.readouterr().out.replace("accepted: ", "")
+
+
+def test_perception_goes_along_the_line(here):
+    flags = ["--method=dpir", "--prior=models/denoiser.safetensors"]
+    ends = {}
+    for share in ("0", "0.5", "1"):
+        given = [] if share == "0" else ["--texture=models/flow.safetensors"]
+        run(*flags, f"--perception={share}", *given, "-o", "p.tif")
+        ends[share] = values("p.tif")
+    assert not torch.allclose(ends["0"], ends["1"], atol=1e-3)
+    assert torch.allclose((ends["0"] + ends["1"]) / 2, ends["0.5"], atol=1e-5)
+
+
+def chosen(capsys):
+    told = capsys.readouterr().out
+    return next(line for line in told.splitlines() if "chosen automatically" in line)
+
+
+def test_automatic_choice_says_why(here, capsys):
+    run("--method=auto", "--prior=models", "--report=page", "-o", "a.tif")
+    line = chosen(capsys)
+    assert line.startswith("Method single-image with models/network.safetensors")
+    assert "trained for this very measurement" in line
+    assert line in Path("page/report.html").read_text()
+    assert yaml.safe_load(Path("a.yaml").read_text())["method"] == "single-image"
+
+    other = ["reconstruct", "y.tif", "--problem=denoising", "--noise=0.12", "--method=auto"]
+    assert main([*other, "--prior=models", "--steps=5", "-o", "a.tif"]) == 0
+    line = chosen(capsys)
+    assert line.startswith("Method patchnr")
+    assert "network.safetensors is for another measurement" in line
+
+    assert main([*other, "--prior=models", "--budget=1e-6", "-o", "a.tif"]) == 0
+    line = chosen(capsys)
+    assert line.startswith("Method tv, chosen")
+    assert "dpir would take about" in line
+
+    run("--method=auto", "--prior=models", "--samples=8", "--steps=3", "-o", "a.tif")
+    assert chosen(capsys).startswith("Method dpir with models/denoiser.safetensors")
+
+    run("--method=auto", "-o", "a.tif")
+    assert "needs no model" in chosen(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method=tv", "--samples=8"], "not by tv"),
+        (["--method=dpir", "--prior=models/denoiser.safetensors", "--samples=4"], "at least 8"),
+        (["--method=patchnr", "--prior=models/flow.safetensors", "--samples=9"], "multiple of 4"),
+        (
+            ["--method=dpir", "--prior=models/denoiser.safetensors", "--samples=8", "--weight=2"],
+            "--weight 2",
+        ),
+        (
+            ["--method=patchnr", "--prior=models/flow.safetensors", "--samples=8", "--lr=0.1"],
+            "--lr 0.1",
+        ),
+        (["--method=tv", "--perception=0.5"], "go together"),
+        (["--method=tv", "--perception=2"], "between 0"),
+        (["--method=tv", "--budget=3"], "--method auto"),
+        (["--method=auto", "--samples=8"], "a model that draws them"),
+        (["--method=auto", "--prior=."], "no model files"),
+        (["--method=auto", "--budget=-1"], "must be positive"),
+    ],
+)
+def test_refusals(here, capsys, flags, message):
+    run(*flags, "-o", "r.tif", expected=2)
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not Path("r.tif").exists()
