@@ -95,18 +95,18 @@ def student(quick):
     )
     x = truth.sample(count)
     labels = torch.randint(components, (count,))
-    fits = [
-        fit_student_mixture(x[labels == k], 1, floor=0.2, tolerance=1e-6, max_iterations=100)
-        for k in range(components)
-    ]
-    start = StudentFit(
-        labels.bincount(minlength=components) / count,
-        torch.cat([f.means for f in fits]),
-        torch.cat([f.scatters for f in fits]),
-        torch.cat([f.degrees for f in fits]),
-        [],
-        False,
-    )
+    path = arguments.work / f"student-{'quick' if quick else 'full'}-start.json"
+    if not path.exists():
+        fits = [
+            fit_student_mixture(x[labels == k], 1, floor=0.2, tolerance=1e-6, max_iterations=100)
+            for k in range(components)
+        ]
+        weights = [labels.bincount(minlength=components) / count]
+        found = weights + [torch.cat([f[i] for f in fits]) for i in range(1, 4)]
+        with atomic_path(path, parents=True) as temporary:
+            temporary.write_text(json.dumps([t.tolist() for t in found]))
+    found = [torch.tensor(values) for values in json.loads(path.read_text())]
+    start = StudentFit(*found, [], False)
     print(f"student: truth {float(truth(x).mean()):.4f}", flush=True)
     if arguments.em:
         em = fit_student_mixture(
