@@ -1,7 +1,8 @@
 """PALM, iPALM, SPRING (SARAH, SAGA), inertial stochastic PALM and Adam on the two published experiments.
 
-Run: python benchmarks/palm.py [--quick] [--experiments student network] [--runs 10] [--epochs 50]
-[--json benchmarks/results/palm.json] [--figure palm.png]
+Run: python benchmarks/palm.py [--quick] [--experiments student network] [--methods PALM iSPALM-SARAH] [--runs 10]
+[--epochs 50] [--stochastic-epochs 10] [--work /tmp/palm] [--json benchmarks/results/palm.json]
+[--figure benchmarks/results/palm.png]
 
 student: a Student-t mixture of 30 components in 10 dimensions from 200,000 points, as published: the truth, the four
 blocks, batches of 20,000, a full gradient in the first step of each epoch, and the start, one fit for each of 30 random
@@ -9,6 +10,10 @@ labels. network: a proximal network with ELU (64, 32 and 16 features) that tells
 of MNIST: orthonormal columns, a last matrix with entries in [-100, 100], sigmoid, squared error; all parameters are one
 block. The penalty of each tensor is exact. Deterministic methods run once, the others --runs times: means with standard
 deviations over seeds. Adam's learning rate is the best of three in the first seed; its iterates are projected.
+
+Each run leaves its record in --work, whole or not at all, and is not repeated while it lies there; the tables and the
+figure are of all records there, so that methods and seeds can be run in pieces. A run whose step is not finite ends
+there and counts as failed. The student's points are float32 and so are the gradients, summed in float64.
 
 "Epochs" count steps as the paper does: one step of a deterministic method, or as many batches as there are in the data.
 "Passes" count gradients and products with the Hessian, in units of one gradient of all blocks and all data; Adam needs
@@ -26,6 +31,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
+from patchflow.errors import NumericalError
+from patchflow.io.atomic import atomic_path
 from patchflow.learn_student import StudentObjective
 from patchflow.numerics.gradient_estimators import Exact, Saga, Sarah, assign
 from patchflow.numerics.proximal_maps import box, free, stiefel
@@ -38,8 +45,15 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
 parser.add_argument("--experiments", nargs="*", default=["student", "network"])
 parser.add_argument("--runs", type=int, default=10)
+parser.add_argument("--methods", nargs="*", help="all by default")
 parser.add_argument("--epochs", type=int, help="50 for student, 200 for network; 15 if quick")
+parser.add_argument("--stochastic-epochs", type=int, help="of those on batches; as --epochs")
+parser.add_argument("--first-seed", type=int, default=0, help="another for tuning")
+parser.add_argument("--lr", type=float, help="step factor of the methods, for tuning")
+parser.add_argument("--inertia", type=float, help="the same, where there is inertia")
+parser.add_argument("--em", type=int, default=0, help="steps of EM from the start, to compare")
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--work", type=Path, default=Path("palm-runs"))
 parser.add_argument("--json", type=Path)
 parser.add_argument("--figure", type=Path)
 arguments = parser.parse_args()
@@ -81,24 +95,29 @@ def student(quick):
     )
     x = truth.sample(count)
     labels = torch.randint(components, (count,))
-    fits = [
-        fit_student_mixture(x[labels == k], 1, floor=0.2, tolerance=1e-6, max_iterations=100)
-        for k in range(components)
-    ]
-    start = StudentFit(
-        labels.bincount(minlength=components) / count,
-        torch.cat([f.means for f in fits]),
-        torch.cat([f.scatters for f in fits]),
-        torch.cat([f.degrees for f in fits]),
-        [],
-        False,
-    )
-    em = fit_student_mixture(x, components, start=start, floor=0.1, max_iterations=50, tolerance=0)
-    print(
-        f"student: truth {float(truth(x).mean()):.4f}, start {-em.log_likelihood[0]:.4f}, EM after "
-        f"{len(em.log_likelihood) - 1} steps {-em.log_likelihood[-1]:.4f}",
-        flush=True,
-    )
+    path = arguments.work / f"student-{'quick' if quick else 'full'}-start.json"
+    if not path.exists():
+        fits = [
+            fit_student_mixture(x[labels == k], 1, floor=0.2, tolerance=1e-6, max_iterations=100)
+            for k in range(components)
+        ]
+        weights = [labels.bincount(minlength=components) / count]
+        found = weights + [torch.cat([f[i] for f in fits]) for i in range(1, 4)]
+        with atomic_path(path, parents=True) as temporary:
+            temporary.write_text(json.dumps([t.tolist() for t in found]))
+    found = [torch.tensor(values) for values in json.loads(path.read_text())]
+    start = StudentFit(*found, [], False)
+    print(f"student: truth {float(truth(x).mean()):.4f}", flush=True)
+    if arguments.em:
+        em = fit_student_mixture(
+            x, components, start=start, floor=0.1, max_iterations=arguments.em, tolerance=0
+        )
+        print(
+            f"student: start {-em.log_likelihood[0]:.4f}, EM after {len(em.log_likelihood) - 1} steps "
+            f"{-em.log_likelihood[-1]:.4f}",
+            flush=True,
+        )
+    x = x.float()
 
     def begin():
         objective = StudentObjective(x, start)
@@ -180,6 +199,7 @@ def run(problem, name, seed, epochs):
     objective, blocks = problem.start()
     torch.manual_seed(100 + seed)
     lr, inertia = problem.settings[name]
+    lr, inertia = arguments.lr or lr, inertia and (arguments.inertia or inertia)
     optimizer = Palm(blocks, lr=lr, inertia=inertia)
     if name.endswith("SARAH"):
         estimator = Sarah(
@@ -190,16 +210,15 @@ def run(problem, name, seed, epochs):
     else:
         estimator = Exact(objective)
     steps = 1 if isinstance(estimator, Exact) else estimator.steps_per_epoch
-    record, spent = [], 0.0
-    for epoch in range(epochs + 1):
-        begun = time.perf_counter()
-        for _ in range(steps if epoch else 0):
+
+    def epoch():
+        for _ in range(steps):
             optimizer.advance(estimator)
-        spent += time.perf_counter() - begun
-        value, residual = optimizer.measure(estimator.whole)
-        passes = estimator.passes / len(blocks)
-        record.append((value, residual, passes, spent))
-    return record, problem.extra(objective)
+
+    def measure():
+        return *optimizer.measure([(1.0, objective)]), estimator.passes / len(blocks)
+
+    return record_epochs(epochs, epoch, measure), problem.extra(objective)
 
 
 def adam(problem, seed, epochs, rate):
@@ -209,77 +228,120 @@ def adam(problem, seed, epochs, rate):
     tensors = [t for b in blocks for t in b.tensors]
     penalties = [f for b in blocks for f in b.penalties]
     optimizer = torch.optim.Adam(tensors, lr=rate)
-    measured = Palm(blocks)
-    batches = Saga(objective, problem.count, problem.batch)
-    record, spent = [], 0.0
-    for epoch in range(epochs + 1):
-        begun = time.perf_counter()
-        for index in torch.randperm(problem.count).split(problem.batch) if epoch else ():
+    measured, passes = Palm(blocks), 0
+
+    def epoch():
+        nonlocal passes
+        for index in torch.randperm(problem.count).split(problem.batch):
             optimizer.zero_grad()
             objective(index).backward()
             optimizer.step()
             with torch.no_grad():
                 assign(tensors, [f.prox(t, 1.0) for f, t in zip(penalties, tensors, strict=True)])
-        spent += time.perf_counter() - begun
-        value, residual = measured.measure(batches.whole)
-        record.append((value, residual, float(epoch), spent))
-    return record, problem.extra(objective)
+        passes += 1
+
+    def measure():
+        return *measured.measure([(1.0, objective)]), float(passes)
+
+    return record_epochs(epochs, epoch, measure), problem.extra(objective)
+
+
+def record_epochs(epochs, epoch, measure):
+    """What is measured and the seconds so far, at the start and after each epoch, until a step is not finite."""
+    record, spent = [(*measure(), 0.0)], 0.0
+    for _ in range(epochs):
+        begun = time.process_time()
+        try:
+            epoch()
+        except NumericalError as error:
+            print(f"failed in epoch {len(record)}: {error}", flush=True)
+            break
+        spent += time.process_time() - begun
+        record.append((*measure(), spent))
+    return record
 
 
 def best_rate(problem, epochs):
-    """The learning rate with the lowest objective after a third of the epochs."""
+    """The learning rate with the lowest objective after a third of the epochs, in a seed of its own."""
     rates = (1e-3, 1e-2, 1e-1)
-    ends = [adam(problem, 0, max(1, epochs // 3), rate)[0][-1][0] for rate in rates]
+    ends = [adam(problem, 1000, max(1, epochs // 3), rate)[0][-1][0] for rate in rates]
     return rates[ends.index(min(ends))]
 
 
 def experiment(name):
     problem = {"student": student, "network": network}[name](arguments.quick)
-    epochs = arguments.epochs or (15 if arguments.quick else {"student": 50, "network": 200}[name])
+    full = arguments.epochs or (15 if arguments.quick else {"student": 50, "network": 200}[name])
     runs = min(arguments.runs, 3) if arguments.quick else arguments.runs
-    curves, extras = {}, {}
-    rate = best_rate(problem, epochs)
-    for method in (*problem.settings, "Adam"):
-        count = 1 if method in ("PALM", "iPALM") else runs
-        found = [
-            adam(problem, seed, epochs, rate)
-            if method == "Adam"
-            else run(problem, method, seed, epochs)
-            for seed in range(count)
-        ]
-        curves[method] = torch.tensor([record for record, _ in found])
-        extras[method] = [extra for _, extra in found]
-        tell(name, method, curves[method], extras[method])
+    short = arguments.stochastic_epochs or full
+    methods = [*problem.settings, "Adam"]
+    wanted = arguments.methods or methods
+    size = "quick" if arguments.quick else "full"
+    rate = None
+    for seed in range(arguments.first_seed, arguments.first_seed + runs):
+        for method in wanted:
+            alone = method in ("PALM", "iPALM")
+            epochs = full if alone else short
+            path = arguments.work / f"{name}-{size}-{method}-{epochs}-{seed}.json"
+            if path.exists() or (alone and seed != arguments.first_seed):
+                continue
+            if method == "Adam":
+                rate = rate or best_rate(problem, epochs)
+                record, extra = adam(problem, seed, epochs, rate)
+            else:
+                record, extra = run(problem, method, seed, epochs)
+            found = {
+                "record": record,
+                "extra": extra,
+                "failed": len(record) <= epochs,
+                "rate": rate if method == "Adam" else None,
+            }
+            with atomic_path(path, parents=True) as temporary:
+                temporary.write_text(json.dumps(found))
+            print(f"{path.name}: {record[-1]}", flush=True)
+    curves, extras, failed, rates = {}, {}, {}, []
+    for method in methods:
+        epochs = full if method in ("PALM", "iPALM") else short
+        paths = sorted(arguments.work.glob(f"{name}-{size}-{method}-{epochs}-*.json"))
+        found = [json.loads(path.read_text()) for path in paths]
+        kept = [f for f in found if not f["failed"]]
+        failed[method] = len(found) - len(kept)
+        rates += [f["rate"] for f in found if f["rate"]]
+        if not kept:
+            continue
+        curves[method] = torch.tensor([f["record"] for f in kept])
+        extras[method] = [f["extra"] for f in kept]
+        tell(name, method, curves[method], extras[method], failed[method])
     target = float(curves["PALM"][0, -1, 0])
     reached = {}
     for method, curve in curves.items():
-        mean = curve[:, :, 0].mean(0)
-        below = (mean <= target).nonzero()
+        below = (curve[:, :, 0].mean(0) <= target).nonzero()
         reached[method] = int(below[0]) if len(below) else None
         passes = float(curve[:, reached[method], 2].mean()) if len(below) else None
         print(
-            f"  {method:14s} reaches PALM's final objective after {reached[method]} of {epochs} epochs"
+            f"  {method:14s} reaches PALM's final objective after {reached[method]} of {curve.shape[1] - 1} epochs"
             + (f", {passes:.1f} passes" if passes is not None else "")
         )
-    first = reached["iSPALM-SARAH"]
-    verdict = "reached" if first is not None and first <= epochs / 2 else "missed"
-    print(f"  aim: iSPALM-SARAH in at most {epochs / 2:g} epochs, mean of {runs} seeds: {verdict}")
+    first = reached.get("iSPALM-SARAH")
+    verdict = "reached" if first is not None and first <= full / 2 else "missed"
+    seeds = len(curves.get("iSPALM-SARAH", ()))
+    print(f"  aim: iSPALM-SARAH in at most {full / 2:g} epochs, mean of {seeds} seeds: {verdict}")
     return {
-        "epochs": epochs,
-        "adam": rate,
+        "epochs": full,
+        "adam": rates[0] if rates else None,
         "reached": reached,
+        "failed": failed,
         "curves": {method: curve.tolist() for method, curve in curves.items()},
         "extras": extras,
     }
 
 
-def tell(name, method, curve, extras):
+def tell(name, method, curve, extras, failed):
     value, residual, passes, seconds = curve[:, -1].mean(0).tolist()
     spread = float(curve[:, -1, 0].std()) if len(curve) > 1 else 0.0
     shown = "".join(f", {k} {sum(e[k] for e in extras) / len(extras):.3f}" for k in extras[0])
     print(
         f"{name} {method:14s} objective {value:.5f} ± {spread:.5f}, gradient {residual:.2e}, {passes:.0f} passes, "
-        f"{seconds:.1f} s{shown}",
+        f"{seconds:.1f} CPU s{shown}, {len(curve)} seeds, {failed} failed",
         flush=True,
     )
 
@@ -289,16 +351,16 @@ def draw(results):
 
     figure, axes = plt.subplots(2, len(results), squeeze=False, figsize=(6 * len(results), 8))
     for column, (name, result) in zip(axes.T, results.items(), strict=True):
-        lowest = min(min(v[0] for r in curve for v in r) for curve in result["curves"].values())
         for axis, which in zip(column, ("epochs", "passes"), strict=True):
             for method, curve in result["curves"].items():
                 curve = torch.tensor(curve)
                 across = torch.arange(curve.shape[1]) if which == "epochs" else curve[0, :, 2]
-                gap = curve[:, :, 0] - lowest + 1e-6
-                mean, spread = gap.mean(0), gap.std(0) if len(gap) > 1 else torch.zeros(1)
-                axis.plot(across, mean, label=method)
-                axis.fill_between(across, (mean - spread).clamp_min(1e-6), mean + spread, alpha=0.2)
-            axis.set(yscale="log", xlabel=which, ylabel=f"{name}: objective above the lowest")
+                values = curve[:, :, 0]
+                mean, spread = values.mean(0), values.std(0) if len(values) > 1 else 0 * values[0]
+                axis.plot(across, mean, label=f"{method} ({len(values)})")
+                axis.fill_between(across, mean - spread, mean + spread, alpha=0.2)
+            scale = "log" if name == "network" else "linear"
+            axis.set(yscale=scale, xlabel=which, ylabel=f"{name}: objective")
             axis.legend()
     figure.savefig(arguments.figure, dpi=120)
 

@@ -181,6 +181,21 @@ def test_inertia_looks_ahead_as_published():
     assert optimizer.lipschitz == [2.0]
 
 
+def test_curvature_is_that_of_the_batch_along_its_own_gradient():
+    """An estimate along the flat axis of H(x) = (25 x_1^2 + x_2^2) / 2 must not hide the steep one."""
+    x = leaf(torch.tensor([1.0, 1.0]))
+    scale = torch.tensor([25.0, 1.0])
+    sarah = estimators.Sarah(lambda index: 0.5 * (scale * x * x).sum(), 4, 2, probability=0)
+    optimizer = Palm([Block("x", [x])], lr=1e-9)
+    optimizer.advance(sarah)
+    # From a wrong estimate of the past, as if the gradient were (0, 1).
+    sarah.last[0] = [torch.tensor([0.0, 1.0])], [x.detach().clone()]
+    optimizer.advance(sarah)
+    assert not sarah.full
+    expected = (scale**2).square().sum().sqrt() / scale.square().sum().sqrt()
+    assert optimizer.lipschitz[0] == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_products_with_the_hessian():
     w, v = leaf(torch.randn(3)), leaf(torch.randn(2))
     data = torch.randn(10, 3)

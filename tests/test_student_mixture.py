@@ -17,8 +17,9 @@ from patchflow.io.images import read_image, write_image
 from patchflow.learn_mixture import learn_student_t
 from patchflow.learn_student import StudentObjective
 from patchflow.numerics.patches import extract_patches
+from patchflow.numerics.quadratic import coefficients, features
 from patchflow.palm import palm, spring
-from patchflow.priors import student_maximization
+from patchflow.priors import student_likelihood, student_maximization
 from patchflow.priors.student import StudentMixture
 from patchflow.priors.student_maximization import DEGREES, StudentFit, fit_student_mixture
 from patchflow.priors.student_mixture import PatchStudentMixture
@@ -177,6 +178,39 @@ def test_objective_is_the_mean_energy_and_its_gradient_is_right():
                 p.sub_(direction, alpha=sign * 1e-6)
         expected = (values[0] - values[1]) / 2e-6
         assert float((slope * direction).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("degrees", [[0.3, 2.0], [5.0, 900.0]])
+def test_likelihood_is_differentiated_twice(degrees, monkeypatch):
+    """Value, gradient and products with the Hessian in closed form, against automatic differentiation."""
+    monkeypatch.setattr(student_likelihood, "_PIECE", 7)
+    torch.manual_seed(0)
+    phi = features(torch.randn(3, 40)).T
+    precision = torch.randn(2, 3, 3)
+    hessian = precision @ precision.mT + torch.eye(3)
+    slope = torch.randn(2, 3)
+    # Of minimum 0.1, so that no distance is cut off at zero.
+    lowest = 0.5 * (slope * torch.linalg.solve(hessian, slope)).sum(1)
+    theta = coefficients(hessian, slope, lowest + 0.1)
+    leaves = [t.requires_grad_(True) for t in (theta, torch.randn(2), torch.tensor(degrees))]
+
+    def expected(theta, offsets, nu):
+        logs = torch.log1p(theta @ phi.T / nu[:, None])
+        return -(offsets[:, None] - 0.5 * (nu + 3)[:, None] * logs).logsumexp(0).mean()
+
+    found = student_likelihood.mean_energy(phi, *leaves, 3)
+    torch.testing.assert_close(found, expected(*leaves))
+    with torch.no_grad():
+        assert torch.equal(student_likelihood.mean_energy(phi, *leaves, 3), found)
+    for moving in ([0], [1], [2], [0, 1, 2]):
+        chosen = [leaves[i] for i in moving]
+        direction = [torch.randn_like(t) for t in chosen]
+        products = []
+        for function in (lambda *t: student_likelihood.mean_energy(phi, *t, 3), expected):
+            slopes = torch.autograd.grad(3 * function(*leaves), chosen, create_graph=True)
+            inner = sum((s * d).sum() for s, d in zip(slopes, direction, strict=True))
+            products.append([*slopes, *torch.autograd.grad(inner, leaves)])
+        torch.testing.assert_close(products[0], products[1])
 
 
 def test_palm_and_its_relatives_come_near_em():

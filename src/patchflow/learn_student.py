@@ -24,6 +24,7 @@ from patchflow.numerics.proximal_maps import box
 from patchflow.numerics.quadratic import coefficients, features
 from patchflow.palm_optimizer import Block
 from patchflow.priors.student import StudentMixture, log_densities
+from patchflow.priors.student_likelihood import mean_energy
 from patchflow.priors.student_maximization import StudentFit
 
 # The numbers of the paper.
@@ -63,6 +64,8 @@ class StudentObjective(nn.Module):
         self.dim = dim
         # Weighted sums of these are all the squared distances.
         self.register_buffer("rows", features(points.T).T.contiguous())
+        # The last batch: an optimiser asks for it several times in a row.
+        self._batch: tuple[Tensor, Tensor] | None = None
         self.logits = nn.Parameter(logits)
         self.root_degrees = nn.Parameter((degrees - _EPSILON).sqrt().clamp_max(_ROOT))
         self.means = nn.Parameter(means.clone())
@@ -85,16 +88,22 @@ class StudentObjective(nn.Module):
         Args:
             index: The numbers.
         """
-        rows = self.rows if index is None else self.rows[index]
         scatters, degrees = self._scatters(), self._degrees()
         factors = torch.linalg.cholesky(scatters)
         precision = torch.linalg.inv(scatters)
         slope = (precision @ self.means[:, :, None])[:, :, 0]
         theta = coefficients(2 * precision, -2 * slope, (slope * self.means).sum(1))
-        squared = (theta @ rows.T).clamp_min(0)
         log_dets = factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        tails = log_densities(squared, log_dets, degrees, self.dim)
-        return -(self.logits.log_softmax(0)[:, None] + tails).logsumexp(0).mean()
+        modes = log_densities(torch.zeros_like(log_dets)[:, None], log_dets, degrees, self.dim)
+        offsets = self.logits.log_softmax(0) + modes[:, 0]
+        return mean_energy(self._rows(index), theta, offsets, degrees, self.dim)
+
+    def _rows(self, index: Tensor | None) -> Tensor:
+        if index is None:
+            return self.rows
+        if self._batch is None or self._batch[0] is not index:
+            self._batch = index, self.rows[index]
+        return self._batch[1]
 
     def density(self) -> StudentMixture:
         """The mixture of the parameters as they are."""

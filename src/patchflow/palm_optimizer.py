@@ -65,8 +65,8 @@ class Palm(torch.optim.Optimizer):
         blocks: The blocks.
         lr: The factor :math:`c` of the steps :math:`c / L_i`.
         inertia: The factor :math:`\rho` of the look ahead.
-        curvature: How :math:`L_i` is found: ``"hessian"``, by power iteration with products of the partial Hessian,
-            from the gradient; or ``"backtracking"``, the smallest tried :math:`L` with
+        curvature: How :math:`L_i` is found: ``"hessian"``, by power iteration with products of the partial Hessian
+            of the batch, from its gradient; or ``"backtracking"``, the smallest tried :math:`L` with
             :math:`H(x) \le H(z) + \langle \nabla H(z), x - z\rangle + \tfrac L2 \|x - z\|^2`, for losses that cannot be
             differentiated twice.
         powers: Products of the power iteration; 1 as published. Fewer give a smaller constant, and never one that is
@@ -213,9 +213,9 @@ class Palm(torch.optim.Optimizer):
                 assign(params, new)
                 moves = [n - p for n, p in zip(new, z, strict=True)]
                 inner = sum(float((g * m).sum()) for g, m in zip(seen, moves, strict=True))
-                bound = estimator.seen + inner + 0.5 * constant * _norm(moves) ** 2
-                slack = 10 * torch.finfo(z[0].dtype).eps * abs(estimator.seen)
                 length = _norm(moves)
+                bound = estimator.seen + inner + 0.5 * constant * length**2
+                slack = 10 * torch.finfo(z[0].dtype).eps * abs(estimator.seen)
                 if trial == 0 and 0.5 * constant * length**2 <= 100 * slack:
                     # Rounding hides the curvature of so small a step: keep the last one.
                     return constant if math.isnan(last) else last
@@ -225,7 +225,7 @@ class Palm(torch.optim.Optimizer):
                 constant *= 2
             constant = math.inf
         else:
-            direction, constant = slope, math.nan
+            direction, constant = seen if _norm(seen) > 0 else slope, math.nan
             for _ in range(self.powers):
                 scale = _norm(direction)
                 direction = hessian_product(estimator.terms, params, [d / scale for d in direction])
