@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from patchflow.errors import NumericalError
-from patchflow.methods import Task, by_name
+from patchflow.methods import Task
 from patchflow.metrics import psnr
 from patchflow.papers import image_problems, image_tables
 from patchflow.papers.library import Library
 from patchflow.papers.rivals import TEACHERS
+from patchflow.papers.rows import by_name
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)

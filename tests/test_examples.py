@@ -1,19 +1,21 @@
 """Every example runs as a user would run it, shortened where it trains, and improves on its start."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
-    "inpainting.py": ["--training=120", "--steps=72"],
+    "inpainting.py": ["--training=80", "--steps=48"],
     "oscillation.py": [],
     "own_operator.py": [],
     "posterior.py": ["--training=100"],
-    "super_resolution.py": ["--training=120", "--steps=72"],
+    "super_resolution.py": ["--training=80", "--steps=48"],
     "tomography.py": ["--size=64", "--angles=60"],
 }
 
@@ -25,7 +27,11 @@ def test_all_examples_are_run():
 @pytest.mark.parametrize("name", sorted(SHORT))
 def test_example(name, tmp_path):
     command = [sys.executable, str(EXAMPLES / name), *SHORT[name]]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # As many threads as the tests have: beside other workers more would wait for each other.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | threads
+    )
     assert run.returncode == 0, run.stderr
     if name == "oscillation.py":
         assert (tmp_path / "y.csv").read_text().count(",") == 11

@@ -180,14 +180,9 @@ def _local_ar(task: Task) -> Solution:
     return solver(variational.reconstruct, prior=PatchPrior, settings=settings)(task)
 
 
-def _dpir(task: Task, steps: int = plug_and_play.STEPS) -> Solution:
-    levels = plug_and_play.noise_levels(_gaussian(task), steps)
-    settings = {"levels": levels, "turn": steps < plug_and_play.STEPS}
+def _dpir(task: Task) -> Solution:
+    settings = {"levels": plug_and_play.noise_levels(_gaussian(task))}
     return solver(plug_and_play.dpir, prior=Denoiser, followed=False, settings=settings)(task)
-
-
-def _short_dpir(task: Task) -> Solution:
-    return _dpir(task, _SHORT_STEPS)
 
 
 def _single_image(task: Task) -> Solution:
@@ -294,19 +289,3 @@ METHODS = {
 }
 # Methods that have no weight, or had it in their training.
 WEIGHTLESS = ("single-image", "acnn", "wpp-net", "wpp-flow")
-# Rows of tables that are a method with another model.
-_VARIANTS = {
-    "wpp-sinkhorn": "wpp",
-    "patchnr-90s": "patchnr",
-    "patch-gan": "local-ar",
-    "single-image-denoiser": "dpir",
-}
-# Of the row single-image-denoiser, whose denoiser knows levels from .003 to .5: half of the published steps, and turned
-# images. On a part of the validation image of super-resolution with 8 steps 27.49 dB, with 12 27.56 dB.
-_SHORT_STEPS = 12
-
-
-def by_name(name: str) -> Method:
-    """The method of a name, or that of which a row of a table is a variant."""
-    method = METHODS[_VARIANTS.get(name, name)]
-    return method._replace(solve=_short_dpir) if name == "single-image-denoiser" else method

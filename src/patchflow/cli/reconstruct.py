@@ -175,10 +175,11 @@ def reconstruct(
         return
     calibrated = None if calibration is None else Calibration.read(calibration)
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
-    std, limits = flags.std, value_range(range)
 
     def measured() -> tuple[Tensor, GaussianLikelihood]:
-        y = read_stack(measurement, value_range=limits, grey=grey, slack=_SLACK * std)
+        y = read_stack(
+            measurement, value_range=value_range(range), grey=grey, slack=_SLACK * flags.std
+        )
         likelihood = flags.likelihood((y.shape[2], y.shape[3]), measured=True)
         _check_measurement(y, likelihood, measurement)
         return y, likelihood
@@ -203,7 +204,7 @@ def reconstruct(
     start(seed, threads)
     y, likelihood = measured()
     check_stack(target, len(y))
-    x_true = None if truth is None else read_stack(truth, value_range=limits, grey=grey)
+    x_true = None if truth is None else read_stack(truth, value_range=value_range(range), grey=grey)
     if x_true is not None and x_true.shape[-2:] != likelihood.operator.domain_shape:
         height, width = likelihood.operator.domain_shape
         raise InputError(
@@ -231,7 +232,7 @@ def reconstruct(
     weighted = "" if weightless else f", weight {weight:g}"
     print(
         f"{target}: {method}{weighted}, {solution.steps} steps in {seconds:.1f} s; "
-        f"residual {residual:.4f} at noise {std:g}."
+        f"residual {residual:.4f} at noise {flags.std:g}."
     )
     print(*notes, sep="\n", end="\n" if notes else "")
     if x_true is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
-from patchflow.methods import WEIGHTLESS, Task, by_name
+from patchflow.methods import WEIGHTLESS, Task
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers import image_problems as problems
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED
@@ -24,6 +24,7 @@ from patchflow.papers.image_problems import ImageProblem
 from patchflow.papers.library import Images, Library
 from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import TEACHERS
+from patchflow.papers.rows import by_name
 from patchflow.papers.table_intervals import LEVEL, TableIntervals, calibration_case, check_kept
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.likelihood import GaussianLikelihood

@@ -14,7 +14,8 @@ from patchflow import models
 from patchflow.errors import InputError
 from patchflow.fit import Fit
 from patchflow.learn_single_image import Problem
-from patchflow.methods import Method, by_name
+from patchflow.methods import Method
+from patchflow.papers.rows import by_name
 from patchflow.priors.expectation_maximization import MixtureFit
 from patchflow.priors.patch import PatchPrior
 from patchflow.priors.student_maximization import StudentFit

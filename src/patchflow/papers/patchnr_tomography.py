@@ -22,7 +22,6 @@ from patchflow.learn_critic import learn_critic, noise
 from patchflow.learn_fbp_unet import learn_fbp_unet
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
-from patchflow.methods import by_name as image_method
 from patchflow.metrics import psnr, ssim
 from patchflow.models import alr, fbp_unet
 from patchflow.papers import leuschner2021_lodopab as lodopab
@@ -34,6 +33,7 @@ from patchflow.papers.image_problems import Region
 from patchflow.papers.library import Images, Lesson, Library, Teacher, check_finished
 from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import learn_patchnr
+from patchflow.papers.rows import by_name as image_method
 from patchflow.papers.tomography_cases import KERNELS, TRAINING_SLICES
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import to_hounsfield
@@ -194,7 +194,7 @@ def run(
 
 
 def by_name(name: str) -> TomographyMethod:
-    """The method of a name, or that of which a row is a variant; see :func:`patchflow.methods.by_name`."""
+    """The method of a name, or that of which a row is a variant; see :func:`patchflow.papers.rows.by_name`."""
     return method_of(name if name in BY_NAME else image_method(name).name)
 
 

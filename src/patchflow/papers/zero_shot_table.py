@@ -17,7 +17,7 @@ from torch import Tensor
 from patchflow import zero_shot
 from patchflow.errors import InputError
 from patchflow.io.images import read_image
-from patchflow.methods import Task, by_name
+from patchflow.methods import Task
 from patchflow.metrics import LPIPS, psnr, ssim
 from patchflow.papers.altekrueger2023_patchnr import PUBLISHED_ZERO_SHOT
 from patchflow.papers.comparison import Case, Solver, check_choice, compare, complete
@@ -25,6 +25,7 @@ from patchflow.papers.image_problems import Region
 from patchflow.papers.library import Lesson, check_finished
 from patchflow.papers.pictures import Outcome, first_pictures
 from patchflow.papers.rivals import TEACHERS
+from patchflow.papers.rows import by_name
 from patchflow.papers.tuned import WEIGHTS
 from patchflow.problems.blur import downsample
 from patchflow.problems.likelihood import GaussianLikelihood
