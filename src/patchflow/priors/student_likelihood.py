@@ -139,8 +139,8 @@ def _gradient(
             sums[2].sub_((piece.push(nu) * piece.shares).sum(1))
             sums[1].sub_(piece.shares.sum(1))
             sums[0].add_(piece.pull.mul_(piece.shares) @ phi)
-    slopes = tuple((s / len(rows)).to(theta.dtype) for s in sums)
-    return (total / len(rows)).to(theta.dtype), slopes
+    value = (total / len(rows)).to(theta.dtype)
+    return value, _means(sums, len(rows), theta)
 
 
 def _product(
@@ -173,18 +173,19 @@ def _product(
         sums[2].sub_((push.mul_(shares_dot).addcmul_(piece.shares, push_dot)).sum(1))
         weights = pull_dot.mul_(piece.shares).addcmul_(piece.pull, shares_dot)
         sums[0].add_(weights @ phi)
-    found = tuple((s / len(rows)).to(theta.dtype) for s in sums)
-    return found[0], found[1], found[2]
+    return _means(sums, len(rows), theta)
+
+
+def _means(sums: Triple, count: int, like: Tensor) -> Triple:
+    theta, offsets, degrees = ((s / count).to(like) for s in sums)
+    return theta, offsets, degrees
 
 
 def _columns(
     rows: Tensor, theta: Tensor, offsets: Tensor, degrees: Tensor
 ) -> tuple[Triple, Triple, Tensor]:
-    """The coefficients, as columns and in the type of the points, and sums for each."""
+    """The coefficients, as columns and in the type of the points, and sums for each and for the value."""
     columns = (theta.to(rows), offsets.to(rows)[:, None], degrees.to(rows)[:, None])
-    sums = tuple(torch.zeros_like(t, dtype=torch.float64) for t in (theta, offsets, degrees))
-    return (
-        columns,
-        (sums[0], sums[1], sums[2]),
-        torch.zeros((), dtype=torch.float64).to(rows.device),
-    )
+    zeros = [torch.zeros_like(t, dtype=torch.float64) for t in (theta, offsets, degrees)]
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    return columns, (zeros[0], zeros[1], zeros[2]), total
