@@ -214,6 +214,8 @@ def reconstruct(
     init = likelihood.operator.initial(y)
     if loaded is not None:
         loaded.check(init)
+    if textured is not None:
+        textured.prior.check(init)
     watch.check(init)
     begun = time.perf_counter()
     solution, weight, notes = chosen.run(
