@@ -357,7 +357,7 @@ def draw(results):
                 across = torch.arange(curve.shape[1]) if which == "epochs" else curve[0, :, 2]
                 values = curve[:, :, 0]
                 mean, spread = values.mean(0), values.std(0) if len(values) > 1 else 0 * values[0]
-                axis.plot(across, mean, label=f"{method} ({len(values)})")
+                axis.plot(across, mean, label=f"{method}, seeds: {len(values)}")
                 axis.fill_between(across, mean - spread, mean + spread, alpha=0.2)
             scale = "log" if name == "network" else "linear"
             axis.set(yscale=scale, xlabel=which, ylabel=f"{name}: objective")
