@@ -173,6 +173,7 @@ def test_every_problem_with_both_methods(problem, extra, model):
         assert float(inner) < (0.05 if "--steps=80" in method else 0.11)
 
 
+@pytest.mark.slow
 def test_published_procedure(model, image, capsys):
     flags = ["--problem=denoising", "--noise=0.1", f"--prior={model}", "--threads=1"]
     assert main(["reconstruct", image, *flags, "--preset=paper", "-o", "x.tif"]) == 0

@@ -222,6 +222,7 @@ def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
     assert yaml.safe_load(Path("patchnr.yaml").read_text())["method"] == "patchnr"
 
 
+@pytest.mark.slow
 def test_the_automatic_weight_is_told_and_good(sinogram, capsys):
     run = ["reconstruct", *MEASURED, "--method=tv", "--steps=100", "-o", "x.npy"]
     assert main([*run, "--weight=auto", "--report=page"]) == 0
