@@ -14,7 +14,7 @@ With the responsibilities :math:`r_{nk}`, and :math:`c_{nk} = -\partial j_{nk} /
 
 and the product of the Hessian with a direction is the derivative of these sums along it, in closed form. Gradient and
 product each go once through the points, in pieces that stay in the cache: automatic differentiation would write
-some twenty arrays of the size of all points times all components.
+many arrays of the size of all points times all components.
 """
 
 from __future__ import annotations
