@@ -292,6 +292,7 @@ def test_every_method_has_an_automatic_weight(sinogram, method, flags, monkeypat
     assert f", weight {starts[0]:.4g}," in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_a_gap_that_stayed_open_is_told(sinogram, model, capsys):
     run = ["reconstruct", *MEASURED, "-o", "x.npy"]
     said = "Not converged in 2 of 2 slices: the solver stopped at its limit of 3 steps; --steps allows more."
