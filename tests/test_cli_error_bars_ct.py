@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import patchflow as pf
+from dicom_slices import save_slice
 from patchflow.cli import main
 from patchflow.cli.error_bars import Calibration
 from patchflow.io.dicom import read_series
@@ -19,7 +20,7 @@ from patchflow.problems.signature import differs, signature
 from patchflow.tomography_methods import METHODS, Setting
 
 pytest.importorskip("h5py")
-pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("pydicom")
 uid = pytest.importorskip("pydicom.uid")
 pytestmark = pytest.mark.usefixtures("as_users_do")
 
@@ -56,24 +57,7 @@ def save_series(folder, hu, pixel=1000 * VIEW / SIZE):
     Path(folder).mkdir()
     series = uid.generate_uid()
     for k, image in enumerate(hu[:, 0]):
-        dataset = pydicom.Dataset()
-        elements = {
-            **{"SOPClassUID": uid.CTImageStorage, "SOPInstanceUID": uid.generate_uid()},
-            **{"SeriesInstanceUID": series, "StudyInstanceUID": "1.2.5", "Modality": "CT"},
-            **{"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "PixelSpacing": [pixel, pixel]},
-            **{"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "InstanceNumber": k},
-            **{"ImagePositionPatient": [0, 0, 2.5 * k], "Rows": SIZE, "Columns": SIZE},
-            **{"RescaleSlope": 1, "RescaleIntercept": -1024, "SamplesPerPixel": 1},
-            **{"PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16},
-            **{"HighBit": 15, "PixelRepresentation": 0},
-            "PixelData": (image.numpy() + 1024).astype("<u2").tobytes(),
-        }
-        for name, value in elements.items():
-            setattr(dataset, name, value)
-        dataset["PixelData"].VR = "OW"
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-        dataset.save_as(f"{folder}/{k}.dcm", enforce_file_format=True)
+        save_slice(f"{folder}/{k}.dcm", image, k, series, pixel)
 
 
 def simulated(hu, name="y.h5", *flags):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from dicom_slices import save_slice
 from patchflow import models
 from patchflow.cli import main, notes
 from patchflow.io.checkpoint import read_header
@@ -24,7 +25,7 @@ from patchflow.reconstruct.automatic_weight import Trial, WeightChoice
 from patchflow.uncertainty.novelty import novelty_record
 
 pytest.importorskip("h5py")
-pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("pydicom")
 uid = pytest.importorskip("pydicom.uid")
 pytestmark = pytest.mark.usefixtures("as_users_do")
 
@@ -47,35 +48,12 @@ def slices(count=2):
     return torch.stack(stack)[:, None]
 
 
-def save_slice(path, hu, number, series=SERIES, spacing=PIXEL):
-    dataset = pydicom.Dataset()
-    elements = {
-        **{"SOPClassUID": uid.CTImageStorage, "SOPInstanceUID": uid.generate_uid()},
-        **{"SeriesInstanceUID": series, "StudyInstanceUID": "1.2.5", "Modality": "CT"},
-        **{"PatientName": "Nobody^Known", "SeriesDescription": "Thorax"},
-        **{"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "PixelSpacing": [spacing, spacing]},
-        **{"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "InstanceNumber": number},
-        **{"ImagePositionPatient": [0, 0, 2.5 * number], "Rows": SIZE, "Columns": SIZE},
-        **{"RescaleSlope": 1, "RescaleIntercept": -1024, "SamplesPerPixel": 1},
-        **{"PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16},
-        **{"HighBit": 15, "PixelRepresentation": 0},
-        "PixelData": (hu.numpy() + 1024).astype("<u2").tobytes(),
-    }
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset["PixelData"].VR = "OW"
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    dataset.save_as(path, enforce_file_format=True)
-    return str(path)
-
-
 @pytest.fixture
 def series():
     """The folder of a series of two slices."""
     Path("slices").mkdir()
     for k, hu in enumerate(slices()):
-        save_slice(Path(f"slices/{k}.dcm"), hu[0], k)
+        save_slice(Path(f"slices/{k}.dcm"), hu[0], k, SERIES, PIXEL)
     return "slices"
 
 
@@ -488,7 +466,7 @@ def test_slices_that_cannot_be_used(sinogram, series, model, capsys):
     )
     refused(capsys, ["train", "patch-nr", "photograph.png", "--units=hu"], "3 channel(s)")
     refused(capsys, ["train", "patch-nr", "slices", "--range=0:9"], "leave out --range")
-    save_slice(Path("slices/other.dcm"), hu[0, 0], 7, series=uid.generate_uid())
+    save_slice(Path("slices/other.dcm"), hu[0, 0], 7, uid.generate_uid(), PIXEL)
     refused(capsys, ["train", "patch-nr", "slices"], "SeriesInstanceUID", "one series")
     Path("slices/other.dcm").unlink()
 
@@ -497,10 +475,10 @@ def test_slices_that_cannot_be_used(sinogram, series, model, capsys):
     refused(capsys, [*run, "--truth=normalised.tif", "--units=hu"], "normalised attenuations")
     refused(capsys, [*run, "--truth=oblong.tif"], "32 x 31", "32 x 32")
     refused(capsys, [*run, "--truth=photograph.png"], "3 channels")
-    save_slice(Path("slices/other.dcm"), hu[0, 0], 7)
+    save_slice(Path("slices/other.dcm"), hu[0, 0], 7, SERIES, PIXEL)
     refused(capsys, [*run, "--template=slices", "-o", "x"], "3 slice(s)", "2 of 32 x 32")
     for k in (0, 1):
-        save_slice(Path(f"slices/{k}.dcm"), hu[k, 0], k, spacing=4.0)
+        save_slice(Path(f"slices/{k}.dcm"), hu[k, 0], k, SERIES, 4.0)
     Path("slices/other.dcm").unlink()
     refused(capsys, [*run, "--template=slices", "-o", "x"], "4 x 4 mm", "8 mm")
     models.save("colour.safetensors", models.patch_nr(size=4, channels=3, hidden=8))

@@ -54,7 +54,7 @@ SPLITTING = {
 }
 # Methods whose solver is Adam or L-BFGS on phases of the patch grid.
 _VARIATIONAL = ("patchnr", "local-ar", "student-t", "patch-vae")
-# Of samples: the whole prior.
+# Of samples: the whole prior. Not tuned.
 SAMPLING_WEIGHT = 1.0
 
 

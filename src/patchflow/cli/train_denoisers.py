@@ -66,7 +66,7 @@ def train_denoiser(
         spread: How noise levels are drawn: uniform, or log-uniform where they span orders of magnitude.
         widths: Channels of each scale, finest first, as [32,64,64].
         blocks: Residual blocks of each scale, on either way.
-        cell: Pixels along a side of the cells that are the finest scale: 1 is finer and four times slower.
+        cell: Pixels along a side of the cells that are the finest scale: 1 is finer and slower.
         preset: paper is the published network, of 32 million weights; it overrides widths, blocks and cell.
         crop: Side length of the training crops in pixels.
         batch: Crops per step.

@@ -13,8 +13,7 @@ and drawn in turn. :math:`x \mid z` is normal and drawn exactly, by the operator
 and :math:`\rho^2 D'(x)` its covariance (Tweedie). It is drawn by denoising the perturbed image,
 :math:`z = D(x + \rho \xi_3, \rho)`: up to second order of D, its mean is D(x) and its covariance
 :math:`\rho^2 D'(x) D'(x)^\top`, which is the right one where the denoiser is a projection, and too small where it
-dampens. (A reverse diffusion in its place is right in the limit of many steps, and much too narrow with a few.) So
-the samples are an approximation: check them on an image with known truth
+dampens. So the samples are an approximation: check them on an image with known truth
 (:func:`patchflow.uncertainty.image_samples.check_samples`).
 
 The level falls from that of a coarse image to a small one. Every draw begins anew: the draws are independent.

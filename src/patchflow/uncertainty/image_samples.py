@@ -79,8 +79,9 @@ class Check(NamedTuple):
         )
         if self.passed:
             return f"The sampler passed its check on an image with known truth: {told}."
-        kind = "overconfident" if self.ratio < RATIOS[0] else "wrong"
-        kind = "too uncertain" if self.ratio > RATIOS[1] else kind
+        low, high = RATIOS
+        above = "too uncertain" if self.ratio > high else "wrong about squares"
+        kind = "overconfident" if self.ratio < low else above
         return f"Uncalibrated: the sampler failed its check on an image with known truth, it is {kind}: {told}."
 
 
