@@ -59,7 +59,6 @@ benchmark: $(STAMP)
 		--json benchmarks/results/snf-scatterometry.json --csv benchmarks/results/snf-scatterometry.csv
 	$(BIN)/patchflow benchmark sbibm --data $(DATA) --threads 1 \
 		--json benchmarks/results/sbibm.json --csv benchmarks/results/sbibm.csv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 	$(BIN)/python benchmarks/snf_speed.py
 	$(BIN)/python benchmarks/talk_examples.py
 	$(BIN)/python benchmarks/flows_2d.py --threads 1

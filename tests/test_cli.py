@@ -173,7 +173,6 @@ def test_every_problem_with_both_methods(problem, extra, model):
         assert float(inner) < (0.05 if "--steps=80" in method else 0.11)
 
 
-@pytest.mark.slow
 def test_published_procedure(model, image, capsys):
     flags = ["--problem=denoising", "--noise=0.1", f"--prior={model}", "--threads=1"]
     assert main(["reconstruct", image, *flags, "--preset=paper", "-o", "x.tif"]) == 0
@@ -376,7 +375,7 @@ def test_benchmark_on_small_data(model, monkeypatch, data_dir):
 
 
 def test_demo(monkeypatch, capsys):
-    assert main(["demo", "--seconds=3", "--steps=3", "--output=d", "--threads=1"]) == 0
+    assert main(["demo", "--training=10", "--steps=3", "--output=d", "--threads=1"]) == 0
     assert {"report.html", "demo.png", "prior.safetensors"} <= {p.name for p in Path("d").iterdir()}
     assert "L2-TV" in capsys.readouterr().out
 

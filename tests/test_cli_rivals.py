@@ -74,7 +74,6 @@ def test_train_and_reconstruct(files, train, method, weight, capsys):
     assert main(["info", "m.safetensors"]) == 0
 
 
-@pytest.mark.slow
 def test_a_smoothed_patchnr_is_trained_and_has_its_own_weight(files, capsys):
     run = ["train", "patch-nr", "train.tif", "--size=4", "--layers=3", "--hidden=32"]
     assert main([*run, "--steps=300", f"--smoothing={NOISE}", "-o", "m.safetensors"]) == 0

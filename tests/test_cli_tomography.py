@@ -200,7 +200,6 @@ def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
     assert yaml.safe_load(Path("patchnr.yaml").read_text())["method"] == "patchnr"
 
 
-@pytest.mark.slow
 def test_the_automatic_weight_is_told_and_good(sinogram, capsys):
     run = ["reconstruct", *MEASURED, "--method=tv", "--steps=100", "-o", "x.npy"]
     assert main([*run, "--weight=auto", "--report=page"]) == 0
@@ -270,7 +269,6 @@ def test_every_method_has_an_automatic_weight(sinogram, method, flags, monkeypat
     assert f", weight {starts[0]:.4g}," in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_only_a_gap_that_stayed_open_is_told(sinogram, model, capsys):
     run = ["reconstruct", *MEASURED, "-o", "x.npy"]
     said = "Not converged in 2 of 2 slices: the solver stopped at its limit of 3 steps; --steps allows more."

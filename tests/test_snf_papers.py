@@ -27,7 +27,6 @@ def test_published_networks_have_their_sizes():
     assert trainable(talk.published_flow("VAE", StandardNormal(3))) == 48_664
 
 
-@pytest.mark.slow
 def test_mixture_table_runs():
     methods = ("INN", "INN+MALA", "VAE+MALA", mixture.OURS, mixture.OURS_METROPOLIS)
     methods = (*methods, mixture.OURS_RESAMPLED, *mixture.BASELINES)
@@ -67,7 +66,6 @@ def test_quadrature_of_a_posterior_in_closed_form():
     assert scatterometry.histogram_kl(counts, counts) == 0
 
 
-@pytest.mark.slow
 def test_scatterometry_table_runs(data_dir, monkeypatch):
     monkeypatch.setattr(talk, "SAMPLES", 4000)
     monkeypatch.setattr(scatterometry, "_BUDGET", 30_000)

@@ -64,7 +64,6 @@ def test_start_is_aligned_with_the_valid_grid():
     torch.testing.assert_close(start[inside], x[inside], rtol=0, atol=8e-4)
 
 
-@pytest.mark.slow
 def test_better_than_bicubic_on_a_photograph(tiny):
     truth, likelihood = photograph()
     y = likelihood.simulate(truth)

@@ -39,7 +39,7 @@ TV_WEIGHT = 6.0
 def demo(
     *,
     output: str = "demo",
-    seconds: float = 60.0,
+    training: int = 1500,
     steps: int = 600,
     seed: int = 0,
     threads: int | None = None,
@@ -50,24 +50,24 @@ def demo(
 
     Args:
         output: Folder for the report, the images and the model.
-        seconds: Training time.
+        training: Training steps: no time limit, so that a busy machine takes longer and shows the same.
         steps: Steps of the reconstruction.
         seed: Random seed.
         threads: Number of threads; by default all cores.
     """
-    if not seconds > 0 or steps < 1:
-        raise InputError(f"Got {seconds} seconds and {steps} steps; both must be positive.")
+    if training < 1 or steps < 1:
+        raise InputError(
+            f"Got {training} training steps and {steps} of the reconstruction; both must be positive."
+        )
     start(seed, threads)
     folder = output_folder(output)
     photograph = torch.from_numpy(skimage.data.brick()).to(torch.float32)[None, None] / 255
     left, truth = photograph[..., :256], photograph[..., 256:]
     print(
-        f"Learning from the left half of a {photograph.shape[2]} x {photograph.shape[3]} photograph ({seconds:.0f} s)"
+        f"Learning from the left half of a {photograph.shape[2]} x {photograph.shape[3]} photograph ({training} steps)"
     )
     prior = models.patch_nr()
-    training = learn_patches(
-        prior, [left], holdout=HOLDOUT, steps=10**6, seconds=seconds, progress=True
-    )
+    learned = learn_patches(prior, [left], holdout=HOLDOUT, steps=training, progress=True)
     held = hold_out([left], HOLDOUT, prior.size)[1]
     models.save(
         folder / "prior.safetensors",
@@ -75,8 +75,8 @@ def demo(
         images=[left],
         seed=seed,
         training={
-            "steps": training.steps,
-            "validation": training.best,
+            "steps": learned.steps,
+            "validation": learned.best,
             **novelty_record(prior, held),
         },
     )
@@ -85,7 +85,7 @@ def demo(
     init = likelihood.operator.initial(y)
     images, timings = (
         {"bicubic, aligned": init},
-        {"training": training.seconds, "bicubic, aligned": 0.0},
+        {"training": learned.seconds, "bicubic, aligned": 0.0},
     )
     begun = time.perf_counter()
     images["L2-TV"] = total_variation.reconstruct(likelihood, y, init, weight=TV_WEIGHT).x
@@ -122,7 +122,7 @@ def demo(
         folder,
         Report(
             title="Super-resolution with a prior learned from half a photograph",
-            command=f"patchflow demo --output {output} --seconds {seconds:g} --steps {steps} --seed {seed}",
+            command=f"patchflow demo --output {output} --training {training} --steps {steps} --seed {seed}",
             measurement=Panel("measurement", y),
             baseline=Panel("bicubic, aligned", init),
             others=[Panel("L2-TV", images["L2-TV"])],
@@ -138,8 +138,8 @@ def demo(
                 ),
                 Curve(
                     "validation",
-                    [float(step) for step, _ in training.validation],
-                    [value for _, value in training.validation],
+                    [float(step) for step, _ in learned.validation],
+                    [value for _, value in learned.validation],
                     "validation loss [nats per patch]",
                     "training step",
                 ),
