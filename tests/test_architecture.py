@@ -40,7 +40,7 @@ FLOORS = [
         "learn",
         "learn_critic learn_gan",
         "learn_denoiser",
-        "learn_fbp_unet",
+        "learn_scan",
         "learn_mixture",
         "learn_pairs learn_wpp_net learn_wpp_flow",
         "learn_student",

@@ -107,7 +107,7 @@ def test_models_are_read_as_they_were_written(make, tmp_path):
 def test_the_loss_is_the_expected_error_of_a_known_denoiser():
     """The denoiser that does nothing: the error is the noise, sigma^2 over sigma."""
     network = DRUNet(widths=(2,), blocks=1)
-    network.tail.weight.data.zero_()
+    network.network.tail.weight.data.zero_()
     energy = DenoisingLoss(network)(torch.zeros(4, 1, 64, 64), torch.full((4,), 0.2))
     error = 5 * 0.2 * (2 / 64**2) ** 0.5
     assert (energy - 0.2).abs().max() < error

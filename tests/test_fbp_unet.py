@@ -10,11 +10,12 @@ import patchflow as pf
 from patchflow.cli import main
 from patchflow.io.images import write_image
 from patchflow.io.sinogram import read_sinogram
-from patchflow.learn_fbp_unet import CorrectionLoss, SimulatedPairs
+from patchflow.learn_scan import CorrectionLoss, SimulatedPairs
 from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL
+from patchflow.problems.scan_geometry import geometry, projector
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
-from patchflow.tomography_models import fbp_unet, geometry, projector
+from patchflow.tomography_models import fbp_unet, single_scan
 
 SIZE = 32
 
@@ -40,6 +41,11 @@ def slices(count=4):
 def small(operator=None, photons=500.0):
     torch.manual_seed(0)
     return fbp_unet(scan() if operator is None else operator, photons, widths=[32, 32])
+
+
+def with_data_steps(shares=(0.5, 0.25)):
+    torch.manual_seed(0)
+    return single_scan(scan(), 500.0, shares=shares, widths=[8, 8])
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -129,7 +135,7 @@ def test_noise_is_fresh_and_has_the_law_of_the_scan():
 def test_it_learns_and_is_kept(tmp_path, single_precision):
     model = small()
     images = slices(5)
-    record = pf.learn_fbp_unet(
+    record = pf.learn_scan(
         model, images[:4], images[4:], crop=SIZE, batch=2, steps=120, average=0.9, lr=1e-2
     )
     assert not any(p.requires_grad for p in model.parameters())
@@ -158,6 +164,78 @@ def test_the_loss_is_the_squared_error_in_units_of_the_error():
         CorrectionLoss(model)(x)
 
 
+def test_a_data_step_is_the_most_probable_image():
+    """Against a dense solution of the normal equations, with the variances of the counts."""
+    model = with_data_steps((0.5,))
+    model.error.fill_(0.02)
+    # Twelve pixels along a side: then a few conjugate gradients are many.
+    directions = (torch.arange(9, dtype=torch.float64) + 0.5) * math.pi / 9
+    operator = pf.ParallelBeam((12, 12), directions, 17, pixel=0.26 / 12, spacing=0.022)
+    model.operator = operator
+    x = torch.rand(1, 1, 12, 12) * 0.3
+    y, _ = model.noise.draw(operator(x))
+    inputs = model.prepare(y)
+    start, z, way = inputs.split(1, 1)
+    assert torch.equal(z, start)  # networks start at zero
+    basis = torch.eye(144).view(144, 1, 12, 12)
+    matrix = operator(basis).flatten(1).T
+    weight = (81.35858**2 * 500 * torch.exp(-81.35858 * y)).flatten()
+    normal = matrix.T @ (weight[:, None] * matrix) + torch.eye(144) / (0.02 * 0.5) ** 2
+    exact = torch.linalg.solve(normal, matrix.T @ (weight * (y - operator(z)).flatten()))
+    error = float((way.flatten() - exact).norm() / exact.norm())
+    assert error < 0.02, error
+    wrong = torch.linalg.solve(normal, matrix.T @ (y - operator(z)).flatten())
+    assert float((way.flatten() - wrong).norm() / wrong.norm()) > 0.1
+
+
+def test_later_networks_see_what_the_earlier_ones_make():
+    model = with_data_steps()
+    images = slices(2)
+    pairs = SimulatedPairs(model, images, refined(model.operator, (64, 64)), SIZE, 2)
+    model.scale_(torch.cat([model.backproject(clean) for clean in pairs.clean]), torch.cat(images))
+    x, inputs = pairs()
+    assert inputs.shape == (2, 5, SIZE, SIZE)
+    torch.testing.assert_close(model.results(inputs), inputs[:, [0, 1, 3]])
+    loss = CorrectionLoss(model)(x, inputs)
+    wrong = [(inputs[:, [k]] - x).square().flatten(1).mean(1) / model.error**2 for k in (0, 1, 3)]
+    torch.testing.assert_close(loss, sum(wrong))
+    loss.sum().backward()
+    assert all(n.tail.weight.grad.abs().sum() > 0 for n in model.networks)
+    model.requires_grad_(False)
+    for network in model.networks:
+        torch.nn.init.normal_(network.tail.weight, std=0.1)
+    y = model.noise.draw(pairs.clean[0])[0]
+    inputs = model.prepare(y)
+    assert not torch.equal(inputs[:, 1], inputs[:, 0])
+    # The last result is that of the last network, and the ensemble commutes with the turns of the scan.
+    torch.testing.assert_close(model(y), model.results(inputs)[:, 2:])
+    turned = model.operator(slices(1)[0]), model.operator(slices(1)[0].flip(-1))
+    one, other = (model(sinogram, ensemble=True) for sinogram in turned)
+    scale = float(one.abs().max())
+    torch.testing.assert_close(other, one.flip(-1), rtol=0, atol=1e-3 * scale)
+    alone, mirrored = (model(sinogram) for sinogram in turned)
+    assert float((mirrored - alone.flip(-1)).abs().max()) > 1e-2 * scale
+
+
+def test_data_steps_learn_and_are_kept(tmp_path, single_precision):
+    images = slices(5)
+    model = with_data_steps((0.5,))
+    record = pf.learn_scan(
+        model, images[:4], images[4:], crop=SIZE, batch=2, steps=120, average=0.9, lr=1e-2
+    )
+    assert record.steps == 120
+    torch.manual_seed(5)
+    truth = images[4]
+    y = model.noise.draw(line_integrals(truth, refined(model.operator, (64, 64))))[0]
+    found = model(y, ensemble=True)
+    assert float(pf.psnr(found, truth)) > float(pf.psnr(model.operator.initial(y), truth)) + 4
+    pf.save(tmp_path / "m.safetensors", model, images=images, seed=0)
+    again = pf.load(tmp_path / "m.safetensors", type(model))
+    torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-6)
+    with pytest.raises(pf.InputError, match="give a positive one between any two"):
+        single_scan(scan(), 500.0, shares=(0.5, 0.0), widths=[8])
+
+
 def test_another_scan_is_refused():
     model = small()
     assert model.check(scan(), 500.0) == ""
@@ -182,7 +260,7 @@ def test_bad_input_is_refused():
 
     def refused(message, images, **settings):
         with pytest.raises(pf.InputError, match=message):
-            pf.learn_fbp_unet(model, images, **settings)
+            pf.learn_scan(model, images, **settings)
 
     refused("one grey image of 32 x 32", [torch.rand(1, 1, 30, 32)] * 2)
     refused("There are 1 training images and none to validate on", slices(1))
@@ -227,6 +305,27 @@ class TestCommandLine:
         assert main(["info", "m.safetensors"]) == 0
         assert "(30 values)" in capsys.readouterr().out
         assert main(["reconstruct", "--config=x.yaml", "-o", "again.tif"]) == 0
+
+    def test_a_few_slices_with_data_steps(self, capsys):
+        train = ["train", "single-scan", "train.tif", *self.TINY, *self.SCAN]
+        assert main([*train, "--stages=2", "-o", "s.safetensors"]) == 0
+        run = ["reconstruct", "y.h5", "--problem=ct", "--method=single-image", "--threads=1"]
+        told = capsys.readouterr().out
+        assert "dB on the validation slices after 60 steps" in told
+        assert main([*run, "--prior=s.safetensors", "--truth=test.tif", "-o", "x.tif"]) == 0
+        assert "Networks and data steps, learned from a few slices." in capsys.readouterr().out
+        assert main([*run[:3], "--method=fbp", "-o", "f.tif"]) == 0
+        truth = pf.read_stack("test.tif")
+        quality = [float(pf.psnr(pf.read_stack(p, slack=1.0), truth)) for p in ("x.tif", "f.tif")]
+        assert quality[0] > quality[1] + 1
+        unet = [*run[:3], "--method=fbp-unet", "--prior=s.safetensors"]
+        for words, message in (
+            (run, "single-image needs --prior"),
+            (unet, "fbp-unet does not take a model of single_scan"),
+            ([*train, "--stages=0"], "Got 0 stages"),
+        ):
+            assert main(words) == 2
+            assert message in capsys.readouterr().err
 
     def test_the_scan_of_a_file(self, capsys):
         train = ["train", "fbp-unet", "train.tif", "--scan=y.h5", "--fine=64", *self.TINY]

@@ -226,7 +226,7 @@ def test_the_command_line_trains_and_uses_it(as_users_do, capsys) -> None:
             ["train", "single-image", "train.tif", *flags, "--window=25"],
             "not divisible by the scale 2",
         ),
-        (["train", "single-image", "train.tif", "--problem=ct"], "use train fbp-unet"),
+        (["train", "single-image", "train.tif", "--problem=ct"], "use train single-scan"),
         (["train", "single-image", "train.tif", *flags, "--stages=0"], "0 stages"),
     ):
         assert main(arguments) == 2

@@ -70,7 +70,6 @@ from patchflow.io.posterior import write_posterior as write_posterior
 from patchflow.learn import learn_patches as learn_patches
 from patchflow.learn_critic import learn_critic as learn_critic
 from patchflow.learn_denoiser import learn_denoiser as learn_denoiser
-from patchflow.learn_fbp_unet import learn_fbp_unet as learn_fbp_unet
 from patchflow.learn_gan import learn_gan as learn_gan
 from patchflow.learn_mixture import learn_epll as learn_epll
 from patchflow.learn_mixture import learn_student_t as learn_student_t
@@ -78,6 +77,7 @@ from patchflow.learn_pairs import learn_pairs as learn_pairs
 from patchflow.learn_posterior import fit_layerwise as fit_layerwise
 from patchflow.learn_posterior import learn_posterior as learn_posterior
 from patchflow.learn_reference import learn_wpp as learn_wpp
+from patchflow.learn_scan import learn_scan as learn_scan
 from patchflow.learn_single_image import learn_single_image as learn_single_image
 from patchflow.learn_wpp_flow import learn_wpp_flow as learn_wpp_flow
 from patchflow.learn_wpp_net import learn_wpp_net as learn_wpp_net
@@ -103,6 +103,7 @@ from patchflow.models import pnn as pnn
 from patchflow.models import proximal_residual_flow as proximal_residual_flow
 from patchflow.models import residual_flow as residual_flow
 from patchflow.models import save as save
+from patchflow.models import single_scan as single_scan
 from patchflow.models import student_t as student_t
 from patchflow.models import wpp as wpp
 from patchflow.models import wpp_flow as wpp_flow

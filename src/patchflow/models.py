@@ -32,6 +32,7 @@ from patchflow.resolution_models import acnn as acnn
 from patchflow.resolution_models import wpp_flow as wpp_flow
 from patchflow.resolution_models import wpp_net as wpp_net
 from patchflow.tomography_models import fbp_unet as fbp_unet
+from patchflow.tomography_models import single_scan as single_scan
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,6 +55,7 @@ _MODELS = {
         proximal_residual_flow,
         residual_flow,
         single_image,
+        single_scan,
         student_t,
         wpp,
         wpp_flow,

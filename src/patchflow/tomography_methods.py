@@ -17,7 +17,7 @@ from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
 from patchflow.reconstruct import deep_image_prior
 from patchflow.solution import Solution
-from patchflow.tomography_models import FBPUNet
+from patchflow.tomography_models import ScanNetwork
 
 # The scans that the weights were chosen on are LoDoPaB's.
 TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)
@@ -97,9 +97,9 @@ class TomographyMethod(NamedTuple):
     name: str
     title: str
     solve: Callable[[methods.Task], Solution]
-    arguments: Arguments
-    low_dose: Setting
-    limited: Setting
+    arguments: Arguments = lambda steps, options: {}
+    low_dose: Setting = Setting(0, 0)
+    limited: Setting = Setting(0, 0)
     takes: tuple[str, ...] = ()
     learned: bool = False
 
@@ -165,27 +165,23 @@ class TomographyMethod(NamedTuple):
             InputError: As said.
         """
         if self.learned:
-            methods.METHODS.get(self.name, _FBP_UNET).check_prior(prior)
+            _, method = _SCANNED.get(self.name) or ("", methods.METHODS[self.name])
+            method.check_prior(prior)
 
 
-def _fbp(task: methods.Task) -> Solution:
-    return Solution(task.init, [], 0, True)
+def _network_of_scans(name: str, model: str, *, ensemble: bool) -> methods.Method:
+    def solve(task: methods.Task) -> Solution:
+        assert isinstance(task.prior, ScanNetwork)
+        return Solution(task.prior(task.y, ensemble=ensemble), [], 0, True)
 
-
-def _fbp_unet(task: methods.Task) -> Solution:
-    assert isinstance(task.prior, FBPUNet)
-    return Solution(task.prior(task.y), [], 0, True)
-
-
-def _nothing(steps: int, options: Options) -> Mapping[str, Any]:
-    return {}
+    return methods.Method(name, solve, lambda *_: 0.0, models=(model,))
 
 
 def _splitting(steps: int, options: Options) -> Mapping[str, Any]:
     return {"max_iterations": steps}
 
 
-def _network(steps: int, options: Options) -> Mapping[str, Any]:
+def _deep_image_prior(steps: int, options: Options) -> Mapping[str, Any]:
     return {"steps": steps, "lr": deep_image_prior.LR if options.lr is None else options.lr}
 
 
@@ -199,16 +195,26 @@ def _patches(steps: int, options: Options) -> Mapping[str, Any]:
     return {"steps": steps, "lr": lr, "stride": options.stride, "method": options.solver}
 
 
-# There is none of images.
-_FBP_UNET = methods.Method("fbp-unet", _fbp_unet, lambda *_: 0.0, models=("fbp_unet",))
+# Their models learn from simulated scans, not from images.
+_SCANNED = {
+    "fbp-unet": (
+        "filtered backprojection corrected by a U-Net",
+        _network_of_scans("fbp-unet", "fbp_unet", ensemble=False),
+    ),
+    "single-image": (
+        "networks and data steps, learned from a few slices",
+        _network_of_scans("single-image", "single_scan", ensemble=True),
+    ),
+}
 # Of images EPLL splits, which needs the exact proximal map of the data term; of sinograms it descends.
 _VARIATIONAL = methods.METHODS["patchnr"].solve
-_FREE = Setting(0, 0)
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
 # Weights with the best PSNR on a tuning slice of papers/tomography_cases.py, by benchmarks/tune_ct.py (of tv on
 # three of them). The paper's weight of patchNR, 700 for the mean over all patches, would be 0.19.
 _METHODS = (
-    TomographyMethod("fbp", "filtered backprojection", _fbp, _nothing, _FREE, _FREE),
+    TomographyMethod(
+        "fbp", "filtered backprojection", lambda task: Solution(task.init, [], 0, True)
+    ),
     TomographyMethod(
         "tv",
         "total variation",
@@ -231,7 +237,7 @@ _METHODS = (
         "dip-tv",
         "deep image prior with total variation",
         methods.METHODS["dip-tv"].solve,
-        _network,
+        _deep_image_prior,
         low_dose=Setting(30, 1000),
         limited=Setting(40, 1000),
         takes=("weight", "steps", "lr"),
@@ -256,34 +262,22 @@ _METHODS = (
         takes=_PATCH_OPTIONS,
         learned=True,
     ),
-    TomographyMethod(
-        "epll",
-        "expected patch log-likelihood",
-        _VARIATIONAL,
-        _patches,
-        low_dose=Setting(0.38, 400),
-        limited=Setting(0.19, 1000),
-        takes=_PATCH_OPTIONS,
-        learned=True,
+    *(
+        TomographyMethod(
+            name,
+            title,
+            _VARIATIONAL,
+            _patches,
+            low_dose=Setting(0.38, 400),
+            limited=Setting(0.19, 1000),
+            takes=_PATCH_OPTIONS,
+            learned=True,
+        )
+        for name, title in (("epll", "expected patch log-likelihood"), ("patchnr", "patchNR"))
     ),
-    TomographyMethod(
-        "patchnr",
-        "patchNR",
-        _VARIATIONAL,
-        _patches,
-        low_dose=Setting(0.38, 400),
-        limited=Setting(0.19, 1000),
-        takes=_PATCH_OPTIONS,
-        learned=True,
-    ),
-    TomographyMethod(
-        "fbp-unet",
-        "filtered backprojection corrected by a U-Net",
-        _FBP_UNET.solve,
-        _nothing,
-        _FREE,
-        _FREE,
-        learned=True,
+    *(
+        TomographyMethod(name, title, method.solve, learned=True)
+        for name, (title, method) in _SCANNED.items()
     ),
 )
 METHODS = {method.name: method for method in _METHODS}

@@ -1,13 +1,23 @@
-r"""Premade models that reconstruct from a sinogram: filtered backprojection, corrected by a network.
+r"""Premade models that reconstruct from a sinogram: filtered backprojection, corrected by networks.
 
-.. math:: \hat x = u + s\, f_\theta\Big(\frac{u - m}{r}\Big), \qquad u = \mathrm{FBP}(y),
+.. math:: z_1 = u_0 + s\, f_1\Big(\frac{u_0 - m}{r}\Big), \qquad u_0 = \mathrm{FBP}(y),
 
-with mean :math:`m` and deviation :math:`r` of filtered backprojections and the usual size :math:`s` of their error. The
-network learns the noise and the artefacts of one scan: its geometry and its number of photons belong to the model.
+with mean :math:`m` and deviation :math:`r` of filtered backprojections and the usual size :math:`s` of their error.
+With more than one stage a step towards the measurement follows each network, and the next one sees where it leads:
+
+.. math:: u_k &= \operatorname*{argmin}_u \tfrac12 \sum_i w_i\,(A u - y)_i^2 + \frac{1}{2 s_k^2}\,\|u - z_k\|^2, \\
+          z_{k+1} &= z_k + s_k\, f_{k+1}\Big(\frac{u_0 - m}{r}, \frac{z_k - m}{r}, \frac{u_k - z_k}{s_k}\Big),
+
+where :math:`1/w_i` are the variances of the measured line integrals and :math:`s_k` is a share of :math:`s`: if what is
+left of the error were white noise of that size, :math:`u_k` would be the most probable image. It is found by a few
+conjugate gradients. The networks learn the noise and the artefacts of one scan: its geometry and its number of photons
+belong to the model.
 
 References:
     Jin, McCann, Froustey, Unser, "Deep convolutional neural network for inverse problems in imaging", IEEE TIP 26(9),
-    2017, https://arxiv.org/abs/1611.03679
+    2017, https://arxiv.org/abs/1611.03679 (one stage)
+    Aggarwal, Mani, Jacob, "MoDL: model based deep learning architecture for inverse problems", IEEE TMI 38(2), 2019,
+    https://arxiv.org/abs/1712.02862 (conjugate gradients between networks)
 """
 
 from __future__ import annotations
@@ -21,36 +31,62 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from patchflow.errors import InputError
+from patchflow.networks.residual_unet import ResidualUNet
 from patchflow.networks.unet import PUBLISHED_WIDTHS, UNet
+from patchflow.numerics.dihedral import DIHEDRAL, Symmetry, self_ensemble
+from patchflow.numerics.linalg import conjugate_gradients
 from patchflow.problems.attenuation import MU_MAX
 from patchflow.problems.poisson import PoissonNoise
+from patchflow.problems.scan_geometry import difference, geometry, projector
+from patchflow.problems.simulated_scan import scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
 
-# Numbers of a geometry that were rounded differently agree; other numbers of photons are served up to a factor.
-_TOLERANCE, _SIMILAR, _MOST = 1e-3, 1.05, 2.0
+# Other numbers of photons are served up to a factor.
+_SIMILAR, _MOST = 1.05, 2.0
+# Of the conjugate gradients of a data step.
+_ITERATIONS = 6
+_IDENTITY = DIHEDRAL[:1]
+# Of the error of filtered backprojection, left before each of three data steps.
+SHARES = (0.5, 0.25, 0.125)
+# Channels of the scales of their networks.
+WIDTHS = (32, 64, 96)
 
 Images = Float[Tensor, "batch 1 height width"]
+# Filtered backprojections, then of each stage but the first where it starts, and from there the way to the data.
+Inputs = Float[Tensor, "batch inputs height width"]
 
 
-class FBPUNet(nn.Module):
-    """Filtered backprojection and a network that corrects it.
+class ScanNetwork(nn.Module):
+    """Filtered backprojection and networks that correct it; see the module's formula.
 
     Args:
         operator: The projector of the scan.
         photons: Mean number of photons per bin without an object.
-        network: The network.
+        networks: The networks of the stages: from one channel to one, the later ones from three to one.
+        shares: The shares of the error of filtered backprojection that are left before each data step.
 
     Raises:
-        InputError: If the number of photons is not positive.
+        InputError: If the number of photons or a share is not positive, or there is not one share between any two
+            networks.
     """
 
     centre: Tensor
     spread: Tensor
     error: Tensor
 
-    def __init__(self, operator: ParallelBeam, photons: float | int, network: nn.Module) -> None:
+    def __init__(
+        self,
+        operator: ParallelBeam,
+        photons: float | int,
+        networks: Sequence[nn.Module],
+        shares: Sequence[float] = (),
+    ) -> None:
         super().__init__()
-        self.operator, self.network = operator, network
+        if len(shares) != len(networks) - 1 or not all(0 < share < math.inf for share in shares):
+            raise InputError(
+                f"Got {len(networks)} networks and the shares {list(shares)}; give a positive one between any two."
+            )
+        self.operator, self.networks, self.shares = operator, nn.ModuleList(networks), shares
         self.noise = PoissonNoise(photons, MU_MAX)
         for name, start in (("centre", 0.0), ("spread", 1.0), ("error", 1.0)):
             self.register_buffer(name, torch.tensor(start))
@@ -60,24 +96,67 @@ class FBPUNet(nn.Module):
         """Mean number of photons per bin without an object."""
         return self.noise.photons
 
-    def forward(self, y: Float[Tensor, "batch 1 angles bins"]) -> Images:
-        """Reconstruct images, in units of the largest attenuation, from line integrals in its inverse."""
-        return self.correct(self.backproject(y))
+    def forward(self, y: Float[Tensor, "batch 1 angles bins"], *, ensemble: bool = False) -> Images:
+        """Reconstruct images, in units of the largest attenuation, from line integrals in its inverse.
+
+        Args:
+            y: The sinograms.
+            ensemble: Take of each network the mean over the turns and reflections that the scan does not notice.
+        """
+        turns = scan_symmetries(self.operator) if ensemble else _IDENTITY
+        return self._stage(len(self.shares), self.prepare(y, turns), turns)
+
+    @torch.no_grad()
+    def prepare(
+        self, y: Float[Tensor, "batch 1 angles bins"], turns: Sequence[Symmetry] = _IDENTITY
+    ) -> Inputs:
+        """What the networks are given, which is made by those before them.
+
+        Args:
+            y: The sinograms.
+            turns: What each network is averaged over.
+        """
+        inputs = self.backproject(y)
+        for k, share in enumerate(self.shares):
+            z = self._stage(k, inputs, turns)
+            inputs = torch.cat((inputs, z, self._towards(y, z, share)), 1)
+        return inputs
 
     def backproject(self, y: Float[Tensor, "batch 1 angles bins"]) -> Images:
         """Filtered backprojection with the Hann window up to the highest frequency, as published."""
         return self.operator.filtered_backprojection(y)
 
-    def correct(self, u: Images) -> Images:
-        """Correct filtered backprojections, or crops of them."""
-        # The image itself has eight bits in bfloat16: too few for small noise.
-        return u + self.error * self.network((u - self.centre) / self.spread).to(u.dtype)
+    def results(self, inputs: Inputs) -> Float[Tensor, "batch stages height width"]:
+        """What each network makes of what it is given, or of crops of it."""
+        return torch.cat([self._stage(k, inputs, _IDENTITY) for k in range(len(self.networks))], 1)
 
     def scale_(self, u: Images, x: Images) -> None:
         """Set the three numbers of the formula by pairs of filtered backprojections and true images."""
         self.centre.copy_(u.mean())
         self.spread.copy_(u.std())
         self.error.copy_((u - x).square().mean().sqrt())
+
+    def _stage(self, k: int, inputs: Inputs, turns: Sequence[Symmetry]) -> Images:
+        start, size = inputs[:, :1], self.error
+        given, z = (start - self.centre) / self.spread, start
+        if k:
+            z, way = inputs[:, 2 * k - 1 : 2 * k], inputs[:, 2 * k : 2 * k + 1]
+            size = self.error * self.shares[k - 1]
+            given = torch.cat((given, (z - self.centre) / self.spread, way / size), 1)
+        network = self.networks[k]
+        correction = network(given) if len(turns) == 1 else self_ensemble(network, given, turns)
+        # The image itself has eight bits in bfloat16: too few for small noise.
+        return z + size * correction.to(z.dtype)
+
+    def _towards(self, y: Tensor, z: Tensor, share: float) -> Tensor:
+        """The way from an image to the minimiser of the formula."""
+        weight, rho = self.noise.precision(y), (self.error * share) ** -2
+
+        def apply(x: Tensor) -> Tensor:
+            return self.operator.adjoint(weight * self.operator(x)) + rho * x
+
+        slope = self.operator.adjoint(weight * (y - self.operator(z)))
+        return conjugate_gradients(apply, slope, tolerance=1e-3, max_iterations=_ITERATIONS)
 
     def check(self, operator: ParallelBeam, photons: float | int) -> str:
         """Refuse another scan than the model was trained for.
@@ -92,24 +171,17 @@ class FBPUNet(nn.Module):
         Raises:
             InputError: If the geometry is another, or the number of photons is less than half or more than twice.
         """
-        own, given = geometry(self.operator), geometry(operator)
-        for name, value in own.items():
-            if name == "angles":
-                same = _same_angles(self.operator.angles, operator.angles)
-                told = tuple(_describe_angles(o.angles) for o in (operator, self.operator))
-            else:
-                same = _agree(value, given[name])
-                told = (given[name], value)
-            if not same:
-                raise InputError(
-                    f"The scan has the {name} {told[0]} but the model was trained for {told[1]}; train one for this "
-                    "scan with patchflow train fbp-unet."
-                )
+        wrong = difference(operator, self.operator)
+        if wrong is not None:
+            raise InputError(
+                f"The scan has the {wrong.name} {wrong.given} but the model was trained for {wrong.own}; train one for "
+                "this scan."
+            )
         ratio = max(photons / self.photons, self.photons / photons)
         if ratio > _MOST:
             raise InputError(
                 f"The scan has {photons:g} photons per bin but the model was trained for {self.photons:g}, another "
-                "noise level; train one for this scan with patchflow train fbp-unet."
+                "noise level; train one for this scan."
             )
         if ratio <= _SIMILAR:
             return ""
@@ -126,14 +198,15 @@ def fbp_unet(
     widths: Sequence[int] = PUBLISHED_WIDTHS,
     skip: int = 16,
     block: int = 2,
-) -> FBPUNet:
-    """Filtered backprojection and a U-Net for one scan; train it with :func:`patchflow.learn_fbp_unet`.
+) -> ScanNetwork:
+    """Filtered backprojection and a U-Net for one scan; train it with :func:`patchflow.learn_scan`.
 
     Published are the same widths, 4 skip channels and no blocks, which takes about three times as long; with batch
     normalisation, and without the sum with its input.
 
     Args:
-        scan: The projector of the measured angles; or what :func:`geometry` says of it, as model files do.
+        scan: The projector of the measured angles; or what :func:`patchflow.problems.scan_geometry.geometry` says of
+            it, as model files do.
         photons: Mean number of photons per bin without an object.
         widths: Channels of each scale, finest first.
         skip: Channels that each scale passes across; 0 for none.
@@ -145,63 +218,56 @@ def fbp_unet(
     References:
         Jin, McCann, Froustey, Unser, IEEE TIP 26(9), 2017, https://arxiv.org/abs/1611.03679
     """
-    operator = scan if isinstance(scan, ParallelBeam) else projector(scan)
-    arguments = {
-        "scan": geometry(operator),
-        "photons": float(photons),
-        "widths": list(widths),
-        "skip": skip,
-        "block": block,
-    }
-    model = FBPUNet(operator, photons, UNet(widths=widths, skip=skip, block=block))
-    model.made_by = ("fbp_unet", arguments)  # pyright: ignore[reportArgumentType]
+    arguments = {"widths": list(widths), "skip": skip, "block": block}
+    network = UNet(widths=widths, skip=skip, block=block)
+    return _named("fbp_unet", ScanNetwork(_projector(scan), photons, [network]), arguments)
+
+
+def single_scan(
+    scan: ParallelBeam | Mapping[str, Any],
+    photons: float | int,
+    *,
+    shares: Sequence[float] = SHARES,
+    widths: Sequence[int] = WIDTHS,
+    blocks: int = 1,
+    cell: int = 2,
+) -> ScanNetwork:
+    """Residual U-Nets and data steps for one scan; train them on a few slices with :func:`patchflow.learn_scan`.
+
+    Args:
+        scan: See :func:`fbp_unet`.
+        photons: See there.
+        shares: The shares of the error of filtered backprojection that are left before each data step; between any two
+            networks there is one.
+        widths: Channels of each scale of the networks, finest first.
+        blocks: Residual blocks of each scale, on the way down and up.
+        cell: Pixels along a side of the cells of the finest scale.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    References:
+        Aggarwal, Mani, Jacob, IEEE TMI 38(2), 2019, https://arxiv.org/abs/1712.02862
+    """
+    arguments = {"shares": list(shares), "widths": list(widths), "blocks": blocks, "cell": cell}
+    networks = [
+        ResidualUNet(channels, 1, widths=widths, blocks=blocks, cell=cell)
+        for channels in (1, *(3 for _ in shares))
+    ]
+    for network in networks:  # what they are given is where they start
+        nn.init.zeros_(network.tail.weight)
+        assert network.tail.bias is not None
+        nn.init.zeros_(network.tail.bias)
+    model = ScanNetwork(_projector(scan), photons, networks, shares)
+    return _named("single_scan", model, arguments)
+
+
+def _projector(scan: ParallelBeam | Mapping[str, Any]) -> ParallelBeam:
+    return scan if isinstance(scan, ParallelBeam) else projector(scan)
+
+
+def _named(name: str, model: ScanNetwork, arguments: Mapping[str, Any]) -> ScanNetwork:
+    """Keep what rebuilds the model."""
+    scan = {"scan": geometry(model.operator), "photons": model.photons}
+    model.made_by = (name, {**scan, **arguments})  # pyright: ignore[reportArgumentType]
     return model
-
-
-def geometry(operator: ParallelBeam) -> dict[str, Any]:
-    """The numbers that rebuild a projector, as JSON values: pixels, bins, lengths in metres, angles in radians."""
-    return {
-        "image": list(operator.domain_shape),
-        "bins": operator.range_shape[1],
-        "pixel": operator.pixel,
-        "bin width": operator.spacing,
-        "detector offset": operator.offset,
-        "angles": operator.angles.tolist(),
-    }
-
-
-def projector(numbers: Mapping[str, Any]) -> ParallelBeam:
-    """The projector of the numbers of :func:`geometry`."""
-    height, width = numbers["image"]
-    return ParallelBeam(
-        (height, width),
-        torch.tensor(numbers["angles"], dtype=torch.float64),
-        numbers["bins"],
-        pixel=numbers["pixel"],
-        spacing=numbers["bin width"],
-        offset=numbers["detector offset"],
-    )
-
-
-def _agree(a: Any, b: Any) -> bool:  # noqa: ANN401
-    if isinstance(a, float):
-        return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-9)
-    return a == b
-
-
-def _same_angles(a: Tensor, b: Tensor) -> bool:
-    """In any order, and modulo half a turn, up to a tenth of the usual way to the next one."""
-    if len(a) != len(b):
-        return False
-    a, b = (torch.remainder(t, math.pi).sort().values for t in (a, b))
-    near = 0.1 * float(a.diff().median()) if len(a) > 1 else _TOLERANCE
-    # Rounding may have carried an angle of zero to the other end.
-    return any(
-        bool(((a - shifted + math.pi / 2) % math.pi - math.pi / 2).abs().max() <= near)
-        for shifted in (b, b.roll(1), b.roll(-1))
-    )
-
-
-def _describe_angles(angles: Tensor) -> str:
-    degrees = torch.rad2deg(torch.remainder(angles, math.pi))
-    return f"{len(degrees)} from {float(degrees.min()):.4g} to {float(degrees.max()):.4g} degrees"

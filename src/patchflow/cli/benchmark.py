@@ -74,7 +74,7 @@ def benchmark(
             wpp-sinkhorn, local-ar, epll and patchnr. Of zero-shot-superresolution: bicubic, tv, tgv, wpp, epll, zssr,
             dual-sr, patchnr, patchnr-paper (hours), dip-tv, by default bicubic, tv, zssr, patchnr, dip-tv. Of
             ct-low-dose and ct-limited-angle: fbp, tv, tgv, dip-tv, wpp, wpp-sinkhorn, local-ar, epll, patchnr,
-            fbp-unet, by default all but dip-tv; of sbibm: the tasks, all by default.
+            fbp-unet, single-image, by default all but dip-tv; of sbibm: the tasks, all by default.
         images: Number of test images, or of slices of each kernel (ct-...); by default all of super-resolution
             (zero-shot, too) and ct, two of the others.
         full: The published number of repetitions and training steps (hours).

@@ -21,10 +21,10 @@ from patchflow.cli.sample import sample
 from patchflow.cli.simulate import simulate
 from patchflow.cli.train import train_patch_nr
 from patchflow.cli.train_denoisers import train_denoiser, train_pnn
-from patchflow.cli.train_fbp_unet import train_fbp_unet
 from patchflow.cli.train_generative import train_patch_gan, train_patch_vae, train_student_t
 from patchflow.cli.train_resolution import train_acnn
 from patchflow.cli.train_rivals import train_epll, train_local_ar, train_wpp
+from patchflow.cli.train_scan import train_fbp_unet, train_single_scan
 from patchflow.cli.train_single_image import train_single_image
 from patchflow.cli.train_unpaired import train_wpp_flow, train_wpp_net
 from patchflow.cli.zero_shot import zero_shot
@@ -58,6 +58,11 @@ _COMMANDS: dict[tuple[str, ...], tuple[Callable[..., None], str | None, str]] = 
         train_fbp_unet,
         "images",
         "learn a U-Net that corrects filtered backprojections of one scan",
+    ),
+    ("train", "single-scan"): (
+        train_single_scan,
+        "images",
+        "learn a reconstructor for one scan from a few slices",
     ),
     ("train", "acnn"): (train_acnn, "images", "learn super-resolution from simulated pairs"),
     ("train", "wpp-net"): (

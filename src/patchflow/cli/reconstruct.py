@@ -98,12 +98,13 @@ def reconstruct(
             prior), dpir (plug and play with a denoiser of many levels), pnp-pnn (with a proximal network, convergent),
             single-image (a network trained for this measurement), acnn or wpp-net (the same for super-resolution, from
             pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
-            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered backprojection) or fbp-unet (corrected by a
-            network that was trained for this scan); auto chooses by the models in --prior, which may be a folder, the
-            measurement, --samples and --budget, and says why.
+            patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered backprojection), fbp-unet (corrected by a
+            network that was trained for this scan) or single-image (networks and data steps, from a few slices); auto
+            chooses by the models in --prior, which may be a folder, the measurement, --samples and --budget, and says
+            why.
         prior: The model file of patchflow train patch-nr, epll, student-t, wpp, local-ar (or patch-gan), patch-vae,
-            denoiser, pnn, single-image, acnn, wpp-net, wpp-flow or fbp-unet, whichever the method needs; for dpir also
-            published weights of a DnCNN (.safetensors).
+            denoiser, pnn, single-image, acnn, wpp-net, wpp-flow, fbp-unet or single-scan, whichever the
+            method needs; for dpir also published weights of a DnCNN (.safetensors).
         angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.

@@ -20,10 +20,10 @@ from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
 from patchflow.solution import Solution
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
-from patchflow.tomography_models import FBPUNet
+from patchflow.tomography_models import ScanNetwork
 
 # What a model file of a method holds.
-Learned = PatchPrior | MultiscalePrior | FBPUNet
+Learned = PatchPrior | MultiscalePrior | ScanNetwork
 # With fewer degrees some directions are missing.
 _FULL = 170.0
 
@@ -135,7 +135,7 @@ class Choices:
         prior = models.load(self.prior, nn.Module)
         self.chosen.check_prior(prior)
         assert isinstance(prior, Learned)
-        if isinstance(prior, FBPUNet):
+        if isinstance(prior, ScanNetwork):
             prior.check(scan.operator, scan.photons)
         else:
             prior.check(torch.zeros(1, 1, *scan.operator.domain_shape))
@@ -169,7 +169,7 @@ class SliceSolver:
         self.scan, self.prior, self.choices = scan, prior, choices
         self.method, self.options = choices.chosen, choices.options(scan)
         self.notes: list[str] = []
-        if isinstance(prior, FBPUNet):
+        if isinstance(prior, ScanNetwork):
             warning = prior.check(scan.operator, scan.photons)
             self.notes += [warning] if warning else []
         self._waits = choices.weight == "auto"

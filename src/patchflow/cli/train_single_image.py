@@ -94,7 +94,7 @@ def train_single_image(
     """
     settings = dict(locals())
     if problem == "ct":
-        raise InputError("single-image is for images; for ct use train fbp-unet.")
+        raise InputError("single-image is for images; for ct use train single-scan.")
     if stages < 1:
         raise InputError(f"Got {stages} stages; use at least one.")
     flags = Settings(problem, noise, scale, boundary, kernel, mask)

@@ -42,7 +42,8 @@ class UNet(nn.Module):
     """The network, from images to images of the same size.
 
     Args:
-        channels: Channels of the images.
+        channels: Channels of its input.
+        outputs: Channels of its result; by default as many.
         widths: Channels of each scale, finest first.
         skip: Channels that each scale passes across; 0 for none.
         block: Pixels along a side of the blocks of the finest scale; published is 1.
@@ -54,13 +55,14 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int = 1,
+        outputs: int | None = None,
         *,
         widths: Sequence[int] = PUBLISHED_WIDTHS,
         skip: int = PUBLISHED_SKIP,
         block: int = 1,
     ) -> None:
         super().__init__()
-        if channels < 1 or not widths or min(*widths, block) < 1 or skip < 0:
+        if min(channels, outputs or 1) < 1 or not widths or min(*widths, block) < 1 or skip < 0:
             raise InputError(
                 f"Got {channels} channels, widths {list(widths)}, {skip} skip channels and blocks of {block} pixels; "
                 "all must be at least 1, the skip channels at least 0."
@@ -78,7 +80,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             nn.Sequential(_convolution(o + skip, i), _convolution(i, i)) for i, o in pairs
         )
-        self.tail = nn.Conv2d(widths[0], channels * block**2, 1)
+        self.tail = nn.Conv2d(widths[0], (outputs or channels) * block**2, 1)
         nn.init.zeros_(self.tail.weight)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -86,7 +88,7 @@ class UNet(nn.Module):
 
     def forward(
         self, z: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    ) -> Float[Tensor, "batch outputs height width"]:
         """Map images to images.
 
         Args:

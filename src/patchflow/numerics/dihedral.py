@@ -52,7 +52,7 @@ def self_ensemble(
     network: Callable[[Tensor], Tensor],
     image: Float[Tensor, "batch channels height width"],
     turns: Sequence[Symmetry] = DIHEDRAL,
-) -> Float[Tensor, "batch channels rows columns"]:
+) -> Float[Tensor, "batch outputs rows columns"]:
     """The mean of a map over turns and reflections of its input, each undone after it.
 
     Published is the median in place of the mean.

@@ -19,11 +19,11 @@ from patchflow.energy import Energy
 from patchflow.errors import InputError
 from patchflow.io.lodopab import is_lodopab
 from patchflow.learn_critic import learn_critic, noise
-from patchflow.learn_fbp_unet import learn_fbp_unet
 from patchflow.learn_mixture import learn_epll
 from patchflow.learn_reference import learn_wpp
+from patchflow.learn_scan import learn_scan
 from patchflow.metrics import psnr, ssim
-from patchflow.models import alr, fbp_unet
+from patchflow.models import alr, fbp_unet, single_scan
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.papers import prost2021_local_ar as prost
 from patchflow.papers import tomography_cases as slices
@@ -43,13 +43,17 @@ from patchflow.records import Record
 from patchflow.table import SECONDS, Metric
 from patchflow.tomography_methods import METHODS as BY_NAME
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
+from patchflow.tomography_models import ScanNetwork
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
 METHODS = (
     *("fbp", "tv", "tgv", "dip-tv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr"),
-    "fbp-unet",
+    *("fbp-unet", "single-image"),
 )
 USUAL = tuple(method for method in METHODS if method != "dip-tv")
+# Networks for a scan, and the peak rates of Adam: they learn from its measurements, where other methods learn from
+# images. The U-Net diverges at 2e-3; the residual ones learn faster there.
+SCANNED = {"fbp-unet": (fbp_unet, 1e-3), "single-image": (single_scan, 2e-3)}
 NOISE_SEEDS = 3
 # The largest noise that the critic sees in degraded patches: filtered backprojections have less than half of it.
 CRITIC_NOISE = 0.05
@@ -114,7 +118,7 @@ def run(
         images: Number of slices (of each kernel); by default nine, of LoDoPaB 100.
         prior: A trained patchNR; without it one is learned from six slices.
         models: Folder in which learned models are looked for and kept.
-        seconds: Training time of patchNR and of the U-Net.
+        seconds: Training time of patchNR and of the networks.
         seed: Seed of the noise: slice k has the seed ``seed + k``.
         before: See :func:`patchflow.papers.comparison.compare`.
         keep: As well.
@@ -145,16 +149,17 @@ def run(
         found = slices.training_images(data, seed)
         return found[:TRAINING_SLICES], found[TRAINING_SLICES:]
 
-    def scanned(lesson: Lesson) -> nn.Module:
-        # Its measurements are those of the problem, where other methods learn from images.
-        return _fbp_unet(lesson, likelihood, fine if kept == slice(None) else fine.select(kept))
-
-    library = Library(models, seconds, seed, TEACHERS | {"fbp-unet": scanned}, by_name)
+    measured = fine if kept == slice(None) else fine.select(kept)
+    scanned = {
+        method: partial(_scanned, make=make, lr=lr, likelihood=likelihood, fine=measured)
+        for method, (make, lr) in SCANNED.items()
+    }
+    library = Library(models, seconds, seed, TEACHERS | scanned, by_name)
     if prior is not None:
         library.priors["patchnr-lung"] = prior
     ordered = [method for method in METHODS if method in methods]
     priors = {
-        method: library.prior(method, problem if method == "fbp-unet" else "lung", pupils)
+        method: library.prior(method, problem if method in SCANNED else "lung", pupils)
         for method in ordered
     }
     first = cases[0]
@@ -224,14 +229,21 @@ def _epll(lesson: Lesson) -> Energy:
     return prior
 
 
-def _fbp_unet(lesson: Lesson, likelihood: Likelihood, fine: ParallelBeam) -> nn.Module:
-    assert isinstance(likelihood.operator, ParallelBeam)
-    model = fbp_unet(likelihood.operator, lodopab.PHOTONS)
-    record = learn_fbp_unet(
+def _scanned(
+    lesson: Lesson,
+    *,
+    make: Callable[..., ScanNetwork],
+    lr: float,
+    likelihood: Likelihood,
+    fine: ParallelBeam,
+) -> nn.Module:
+    model = make(likelihood.operator, lodopab.PHOTONS)
+    record = learn_scan(
         model,
         lesson.images,
         lesson.validation,
         fine=fine,
+        lr=lr,
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,

@@ -1,12 +1,14 @@
 r"""Learn to correct filtered backprojections from images alone: their scans are simulated.
 
-The training loss is an energy of the network's parameters, the published squared error in units of what is to be
-corrected,
+The training loss is an energy of the networks' parameters, the published squared error in units of what is to be
+corrected, summed over the stages,
 
-.. math:: E(x \mid u) = \frac{1}{s^2 n} \| u + s f_\theta((u - m) / r) - x \|^2, \qquad u = \mathrm{FBP}(y),
+.. math:: E(x \mid u_0, z_1, u_1, \dots) = \frac{1}{s^2 n} \sum_k \|z_k - x\|^2,
 
-for crops of :math:`n` pixels of pairs of a filtered backprojection and its image. Line integrals are computed once;
-the noise is drawn anew, image by image, as often as there are new pixels to see.
+for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k` of the networks
+(:mod:`patchflow.tomography_models`). What the later networks are given is made of whole images by the earlier ones, as
+they are at that time, and no gradient goes through it. Line integrals are computed once; the noise is drawn anew, image
+by image.
 """
 
 from __future__ import annotations
@@ -26,20 +28,22 @@ from patchflow.metrics import psnr
 from patchflow.numerics.precision import Precision
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
-from patchflow.tomography_models import FBPUNet, Images
+from patchflow.tomography_models import Images, Inputs, ScanNetwork
 
 # The smallest crop that is worth learning from.
 _LEAST_CROP = 16
+# How often each pixel of a measurement is used where its preparation takes data steps, which cost more than learning.
+REUSE = 8
 
 
 class CorrectionLoss(Energy):
-    """The energy of the module, for true images ``x`` given filtered backprojections ``condition``.
+    """The energy of the module, for true images ``x`` given what the networks are given as ``condition``.
 
     Args:
         model: The model.
     """
 
-    def __init__(self, model: FBPUNet) -> None:
+    def __init__(self, model: ScanNetwork) -> None:
         super().__init__()
         self.model = model
 
@@ -49,20 +53,20 @@ class CorrectionLoss(Energy):
         """Evaluate; see :meth:`Energy.forward`.
 
         Raises:
-            InputError: If there is no filtered backprojection.
+            InputError: If there is nothing to correct.
         """
         if condition is None:
             raise InputError("A correction learns from pairs; pass a filtered backprojection.")
-        wrong = (self.model.correct(condition) - x) / self.model.error
-        return wrong.square().flatten(1).mean(1)
+        wrong = (self.model.results(condition) - x) / self.model.error
+        return wrong.square().flatten(2).mean(2).sum(1)
 
 
 class SimulatedPairs:
-    """Random crops of pairs of a filtered backprojection with noise and its image.
+    """Random crops of pairs of an image and what the networks are given of its noisy measurement.
 
     Crops are turned and mirrored as the scan's symmetries allow, see
-    :func:`patchflow.problems.simulated_scan.scan_symmetries`. The noise of one image after the other is renewed at such
-    a rate that each of its pixels is used once on average.
+    :func:`patchflow.problems.simulated_scan.scan_symmetries`. The measurement of one image after the other is renewed
+    at such a rate that each of its pixels is used once on average, or :data:`REUSE` times if there are data steps.
 
     Args:
         model: The model, which knows the scan.
@@ -73,25 +77,33 @@ class SimulatedPairs:
     """
 
     def __init__(
-        self, model: FBPUNet, images: Sequence[Tensor], fine: ParallelBeam, crop: int, batch: int
+        self,
+        model: ScanNetwork,
+        images: Sequence[Tensor],
+        fine: ParallelBeam,
+        crop: int,
+        batch: int,
     ) -> None:
         self.model, self.images, self.crop, self.batch = model, list(images), crop, batch
         self.clean = [line_integrals(image, fine) for image in images]
-        self.inputs = [self._measure(k) for k in range(len(images))]
+        self.inputs: list[Tensor] = []
         self.turns = scan_symmetries(model.operator)
         self._next, self._used = 0, 0.0
+        self._uses = REUSE if model.shares else 1
 
     def _measure(self, k: int) -> Tensor:
         y, _ = self.model.noise.draw(self.clean[k])
-        return self.model.backproject(y)
+        return self.model.prepare(y)
 
-    def __call__(self) -> tuple[Images, Images]:
-        """Draw a batch: images, and what they are to be made from."""
+    def __call__(self) -> tuple[Images, Inputs]:
+        """Draw a batch: images, and what the networks are given of them."""
+        if not self.inputs:  # not before: a resumed run has read its networks now
+            self.inputs = [self._measure(k) for k in range(len(self.images))]
         height, width = self.model.operator.domain_shape
         self._used += self.batch * self.crop**2 / (height * width)
-        while self._used >= 1:
+        while self._used >= self._uses:
             self.inputs[self._next] = self._measure(self._next)
-            self._next, self._used = (self._next + 1) % len(self.images), self._used - 1
+            self._next, self._used = (self._next + 1) % len(self.images), self._used - self._uses
         pairs = []
         for _ in range(self.batch):
             k, top, left, turn = (
@@ -103,16 +115,16 @@ class SimulatedPairs:
                     len(self.turns),
                 )
             )
-            pair = torch.cat((self.images[k], self.inputs[k]))
+            pair = torch.cat((self.images[k], self.inputs[k]), 1)
             pairs.append(
                 self.turns[turn](pair[:, :, top : top + self.crop, left : left + self.crop])
             )
-        x, u = torch.stack(pairs, 1)
-        return x, u
+        drawn = torch.cat(pairs)
+        return drawn[:, :1], drawn[:, 1:]
 
 
-def learn_fbp_unet(
-    model: FBPUNet,
+def learn_scan(
+    model: ScanNetwork,
     images: Sequence[Tensor],
     validation: Sequence[Tensor] = (),
     *,
@@ -120,7 +132,7 @@ def learn_fbp_unet(
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
-    lr: float = 4e-3,
+    lr: float = 1e-3,
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup: int = 50,
     average: float = 0.99,
@@ -131,10 +143,11 @@ def learn_fbp_unet(
     resume: bool = False,
     progress: bool = False,
 ) -> Fit:
-    """Train the network of a model on simulated scans of images, and leave it frozen at its best validated state.
+    """Train the networks of a model on simulated scans of images, and leave them frozen at their best validated state.
 
     Args:
-        model: The model to train, see :func:`patchflow.models.fbp_unet`; it knows the scan.
+        model: The model to train, see :func:`patchflow.models.fbp_unet` and :func:`patchflow.models.single_scan`; it
+            knows the scan.
         images: Training images, each (1, 1, height, width) of the scan's pixels, in units of the largest attenuation.
         validation: Images to validate on; without them the middle one of the training images is held out.
         fine: The projector on a finer grid, which simulates; by default on twice as many pixels along a side.
@@ -187,15 +200,15 @@ def learn_fbp_unet(
     # The same whatever the seed: a resumed run has the same scales and the same validation.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        held = [
-            (x, model.backproject(model.noise.draw(line_integrals(x, fine))[0])) for x in validation
-        ]
+        held = [(x, model.noise.draw(line_integrals(x, fine))[0]) for x in validation]
         pairs = SimulatedPairs(model, images, fine, crop, batch)
+        measured = [model.noise.draw(clean)[0] for clean in pairs.clean]
     del fine  # its matrices may be large
-    model.scale_(torch.cat(pairs.inputs), torch.cat(pairs.images))
+    model.scale_(torch.cat([model.backproject(y) for y in measured]), torch.cat(list(images)))
+    del measured
 
     def validate() -> float:
-        values = [psnr(model.correct(u), x, float(x.max() - x.min())) for x, u in held]
+        values = [psnr(model(y), x, float(x.max() - x.min())) for x, y in held]
         return -float(torch.cat(values).mean())
 
     return fit(
