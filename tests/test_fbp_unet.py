@@ -318,6 +318,18 @@ class TestCommandLine:
         truth = pf.read_stack("test.tif")
         quality = [float(pf.psnr(pf.read_stack(p, slack=1.0), truth)) for p in ("x.tif", "f.tif")]
         assert quality[0] > quality[1] + 1
+        auto = ["reconstruct", "y.h5", "--problem=ct", "--method=auto", "--prior=s.safetensors"]
+        assert main([*auto, "-o", "auto.tif"]) == 0
+        assert "it was trained for this very scan" in capsys.readouterr().out
+        one, other = (pf.read_stack(path, slack=1.0) for path in ("auto.tif", "x.tif"))
+        assert torch.equal(one, other)
+        other = [word.replace("y.h5", "z.h5") for word in auto]
+        scan = ["--angles=24", *self.SCAN[1:]]
+        assert main(["simulate", "test.tif", "--problem=ct", *scan, "-o", "z.h5"]) == 0
+        assert main([*other, "-o", "auto.tif"]) == 0
+        told = capsys.readouterr().out
+        assert "total variation needs no model" in told
+        assert "s.safetensors is for another scan" in told
         unet = [*run[:3], "--method=fbp-unet", "--prior=s.safetensors"]
         for words, message in (
             (run, "single-image needs --prior"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchflow import models
 from patchflow.cli.image_methods import ImageMethod
+from patchflow.cli.scan import Scan
 from patchflow.errors import InputError
 from patchflow.image_models import SingleImage
 from patchflow.io.checkpoint import read_header
@@ -23,6 +24,7 @@ from patchflow.networks.denoiser import Denoiser
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import plug_and_play
+from patchflow.tomography_models import ScanNetwork
 
 # Methods by the models that they take, in the order of preference.
 _ORDER: dict[str, ImageMethod] = {
@@ -102,20 +104,31 @@ def choose_method(
     return Choice("tv", None, "; ".join(["total variation needs no model", *passed]))
 
 
-def choose_for_scan(path: str | None) -> Choice:
+def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
     """Choose for CT scans.
 
     Args:
         path: A model file, or a folder of some; None for no model.
+        read: Reads the scan.
 
     Raises:
         InputError: If there is no such file or folder.
     """
     found = dict(_models(path))
+    passed: list[str] = []
+    if "single_scan" in found:
+        scan, model = read(), models.load(found["single_scan"], ScanNetwork)
+        try:
+            model.check(scan.operator, scan.photons)
+            return Choice("single-image", found["single_scan"], "it was trained for this very scan")
+        except InputError:
+            passed.append(f"{found['single_scan']} is for another scan")
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            return Choice(method, found[kind], "a density of patches serves any scan")
-    return Choice("tv", None, "total variation needs no model, and no density of patches was given")
+            reason = "a density of patches serves any scan"
+            return Choice(method, found[kind], "; ".join([reason, *passed]))
+    reason = "total variation needs no model, and no density of patches was given"
+    return Choice("tv", None, "; ".join([reason, *passed]))
 
 
 def _models(path: str | None) -> Iterator[tuple[str, str]]:

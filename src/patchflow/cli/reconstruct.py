@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from patchflow.cli.options import (
 )
 from patchflow.cli.problems import Settings, refuse_foreign_flags
 from patchflow.cli.sample_report import notes_of, write_samples
-from patchflow.cli.scan import ScanFlags
+from patchflow.cli.scan import ScanFlags, read_scan
 from patchflow.cli.slices import Units
 from patchflow.cli.tomography import reconstruct_ct
 from patchflow.cli.tomography_methods import Choices
@@ -153,10 +154,11 @@ def reconstruct(
     settings = dict(locals())
     refuse_foreign_flags(problem, settings)
     if problem == "ct":
-        if method == "auto":
-            method, prior, why = _say(choose_for_scan(prior), settings)
-            print(*why)
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
+        if method == "auto":
+            found = choose_for_scan(prior, partial(read_scan, measurement, scan))
+            method, prior, why = _say(found, settings)
+            print(*why)
         choices = Choices(
             method,
             prior,
