@@ -162,9 +162,10 @@ def train_single_scan(
         threads: Number of threads; by default all cores.
         resume: Continue an interrupted run from the state file beside the output.
     """
-    training, scanner = _begin("train single-scan", dict(locals()))
+    settings = dict(locals())
     if stages < 1:
         raise InputError(f"Got {stages} stages; use at least one.")
+    training, scanner = _begin("train single-scan", settings)
     model = models.single_scan(
         scanner.operator,
         scanner.photons,
