@@ -136,7 +136,7 @@ def test_it_learns_and_is_kept(tmp_path, single_precision):
     model = small()
     images = slices(5)
     record = pf.learn_scan(
-        model, images[:4], images[4:], crop=SIZE, batch=2, steps=120, average=0.9, lr=1e-2
+        model, images[:4], images[4:], crop=SIZE, batch=2, steps=200, average=0.9, lr=1e-2
     )
     assert not any(p.requires_grad for p in model.parameters())
     truth = images[4]

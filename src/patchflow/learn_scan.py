@@ -132,7 +132,7 @@ def learn_scan(
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup: int = 50,
     average: float = 0.99,

@@ -36,7 +36,7 @@ def train_fbp_unet(
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     average: float = 0.99,
     patience: int | None = None,
     seconds: float | None = None,

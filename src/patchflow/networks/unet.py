@@ -122,5 +122,4 @@ class UNet(nn.Module):
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     # Replicated borders: zeros would be an edge around each training crop.
     convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="replicate")
-    nn.init.kaiming_normal_(convolution.weight, a=_SLOPE)
     return nn.Sequential(convolution, nn.LeakyReLU(_SLOPE, inplace=True))
