@@ -20,6 +20,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
     ("deblurring", "motion"): {
         "tv": 9.9,
         "tgv": 7.0,
+        "dip-tv": 4.9,
         "wpp": 800.0,
         "wpp-sinkhorn": 800.0,
         "local-ar": 80.0,
@@ -39,6 +40,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
     ("inpainting", "hole"): {
         "tv": 310.0,
         "tgv": 1.8,
+        "dip-tv": 39.0,
         "wpp": 100.0,
         "wpp-sinkhorn": 3.0,
         "local-ar": 10.0,
@@ -57,6 +59,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "tikhonov": 160.0,
         "tv": 16.0,
         "tgv": 16.0,
+        "dip-tv": 11.0,
         "wpp": 800.0,
         "wpp-sinkhorn": 800.0,
         "local-ar": 110.0,
