@@ -330,6 +330,9 @@ class TestCommandLine:
         told = capsys.readouterr().out
         assert "total variation needs no model" in told
         assert "s.safetensors is for another scan" in told
+        wedge = [*auto, "--limited=18:162", "-o", "auto.tif"]
+        assert main(wedge) == 0
+        assert "with missing directions it is better than s.safetensors" in capsys.readouterr().out
         unet = [*run[:3], "--method=fbp-unet", "--prior=s.safetensors"]
         for words, message in (
             (run, "single-image needs --prior"),

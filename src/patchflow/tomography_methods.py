@@ -91,7 +91,7 @@ class TomographyMethod(NamedTuple):
         low_dose: The default setting where all directions were measured.
         limited: The one where 36 of 180 degrees are missing.
         takes: The :class:`Options` that concern it: weight, steps, lr, stride, solver.
-        learned: It needs a prior; if it has steps, it starts at total variation.
+        learned: What checks the prior, if it needs one; if it has steps, it then starts at total variation.
     """
 
     name: str
@@ -101,12 +101,12 @@ class TomographyMethod(NamedTuple):
     low_dose: Setting = Setting(0, 0)
     limited: Setting = Setting(0, 0)
     takes: tuple[str, ...] = ()
-    learned: bool = False
+    learned: methods.Method | None = None
 
     @property
     def follows_tv(self) -> bool:
         """It starts at total variation."""
-        return self.learned and "steps" in self.takes
+        return self.learned is not None and "steps" in self.takes
 
     def setting(self, options: Options) -> Setting:
         """What the options say, and the default for the rest.
@@ -164,17 +164,19 @@ class TomographyMethod(NamedTuple):
         Raises:
             InputError: As said.
         """
-        if self.learned:
-            _, method = _SCANNED.get(self.name) or ("", methods.METHODS[self.name])
-            method.check_prior(prior)
+        if self.learned is not None:
+            self.learned.check_prior(prior)
 
 
-def _network_of_scans(name: str, model: str, *, ensemble: bool) -> methods.Method:
+def _network(name: str, title: str, model: str, *, ensemble: bool) -> TomographyMethod:
+    """A method whose model learns from simulated scans, not from images."""
+
     def solve(task: methods.Task) -> Solution:
         assert isinstance(task.prior, ScanNetwork)
         return Solution(task.prior(task.y, ensemble=ensemble), [], 0, True)
 
-    return methods.Method(name, solve, lambda *_: 0.0, models=(model,))
+    learned = methods.Method(name, solve, lambda *_: 0.0, models=(model,))
+    return TomographyMethod(name, title, solve, learned=learned)
 
 
 def _splitting(steps: int, options: Options) -> Mapping[str, Any]:
@@ -195,17 +197,6 @@ def _patches(steps: int, options: Options) -> Mapping[str, Any]:
     return {"steps": steps, "lr": lr, "stride": options.stride, "method": options.solver}
 
 
-# Their models learn from simulated scans, not from images.
-_SCANNED = {
-    "fbp-unet": (
-        "filtered backprojection corrected by a U-Net",
-        _network_of_scans("fbp-unet", "fbp_unet", ensemble=False),
-    ),
-    "single-image": (
-        "networks and data steps, learned from a few slices",
-        _network_of_scans("single-image", "single_scan", ensemble=True),
-    ),
-}
 # Of images EPLL splits, which needs the exact proximal map of the data term; of sinograms it descends.
 _VARIATIONAL = methods.METHODS["patchnr"].solve
 _PATCH_OPTIONS = ("weight", "steps", "lr", "stride", "solver")
@@ -250,7 +241,7 @@ _METHODS = (
         low_dose=Setting(4000, 200),
         limited=Setting(4000, 200),
         takes=("weight", "steps", "lr", "stride"),
-        learned=True,
+        learned=methods.METHODS["wpp"],
     ),
     TomographyMethod(
         "local-ar",
@@ -260,7 +251,7 @@ _METHODS = (
         low_dose=Setting(320, 200),
         limited=Setting(320, 500),
         takes=_PATCH_OPTIONS,
-        learned=True,
+        learned=methods.METHODS["local-ar"],
     ),
     *(
         TomographyMethod(
@@ -271,13 +262,18 @@ _METHODS = (
             low_dose=Setting(0.38, 400),
             limited=Setting(0.19, 1000),
             takes=_PATCH_OPTIONS,
-            learned=True,
+            learned=methods.METHODS[name],
         )
         for name, title in (("epll", "expected patch log-likelihood"), ("patchnr", "patchNR"))
     ),
-    *(
-        TomographyMethod(name, title, method.solve, learned=True)
-        for name, (title, method) in _SCANNED.items()
+    _network(
+        "fbp-unet", "filtered backprojection corrected by a U-Net", "fbp_unet", ensemble=False
+    ),
+    _network(
+        "single-image",
+        "networks and data steps, learned from a few slices",
+        "single_scan",
+        ensemble=True,
     ),
 )
 METHODS = {method.name: method for method in _METHODS}

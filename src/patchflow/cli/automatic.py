@@ -1,7 +1,8 @@
 """``reconstruct --method auto``: the method that the given models, the measurement, samples and time allow.
 
 The order is that of the tables in ``benchmarks/README.md``: a network that was trained for this very measurement is the
-most accurate and the fastest, then come the priors of patches, then a denoiser, and total variation needs no model.
+most accurate and the fastest for images, then come the priors of patches, then a denoiser, and total variation needs no
+model.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def choose_method(
 
 
 def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
-    """Choose for CT scans.
+    """Choose for CT scans: in the tables densities of patches are better than networks from a few slices.
 
     Args:
         path: A model file, or a folder of some; None for no model.
@@ -115,20 +116,21 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         InputError: If there is no such file or folder.
     """
     found = dict(_models(path))
-    passed: list[str] = []
-    if "single_scan" in found:
-        scan, model = read(), models.load(found["single_scan"], ScanNetwork)
-        try:
-            model.check(scan.operator, scan.photons)
-            return Choice("single-image", found["single_scan"], "it was trained for this very scan")
-        except InputError:
-            passed.append(f"{found['single_scan']} is for another scan")
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            reason = "a density of patches serves any scan"
-            return Choice(method, found[kind], "; ".join([reason, *passed]))
+            return Choice(method, found[kind], "a density of patches serves any scan")
     reason = "total variation needs no model, and no density of patches was given"
-    return Choice("tv", None, "; ".join([reason, *passed]))
+    own = found.get("single_scan")
+    if own is None:
+        return Choice("tv", None, reason)
+    scan = read()
+    if scan.limited:
+        return Choice("tv", None, f"{reason}; with missing directions it is better than {own}")
+    try:
+        models.load(own, ScanNetwork).check(scan.operator, scan.photons)
+    except InputError:
+        return Choice("tv", None, f"{reason}; {own} is for another scan")
+    return Choice("single-image", own, "it was trained for this very scan")
 
 
 def _models(path: str | None) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,8 @@ _TOLERANCE = 1e-3
 _WIDEST = 3.0
 # Bins without a photon count as 0.1 or so; exp(-10) photons are no measurement.
 _DARKEST = 10.0
+# With fewer degrees some directions are missing.
+_FULL = 170.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Scan:
     def covered(self) -> float:
         """The share of the half turn that was measured, in degrees."""
         return math.degrees(float(angle_weights(self.operator.angles).sum()))
+
+    @property
+    def limited(self) -> bool:
+        """Whether directions are missing."""
+        return self.covered < _FULL
 
 
 def read_scan(path: str, flags: ScanFlags) -> Scan:

@@ -24,8 +24,6 @@ from patchflow.tomography_models import ScanNetwork
 
 # What a model file of a method holds.
 Learned = PatchPrior | MultiscalePrior | ScanNetwork
-# With fewer degrees some directions are missing.
-_FULL = 170.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Choices:
         """The options of the method for a scan."""
         return self._options._replace(
             shape=scan.operator.domain_shape,
-            limited=scan.covered < _FULL,
+            limited=scan.limited,
             photons=scan.photons,
         )
 
