@@ -32,6 +32,7 @@ parser.add_argument("--problems", nargs="*", default=list(image_problems.PROBLEM
 parser.add_argument(
     "--methods", nargs="*", default=[m for m in image_tables.METHODS if m != "bicubic"]
 )
+parser.add_argument("--groups", nargs="*", help="kinds of these problems, e.g. Gaussian")
 parser.add_argument("--side", type=int, default=300, help="pixels along the corner's side")
 parser.add_argument("--seconds", type=float, default=300.0, help="training time of patchNR")
 parser.add_argument("--threads", type=int, default=2)
@@ -82,6 +83,8 @@ def search(problem, case, method):
 
 for name in arguments.problems:
     for problem in image_problems.PROBLEMS[name]:
+        if arguments.groups and problem.group not in arguments.groups:
+            continue
         path = image_problems.validation_path(arguments.data, problem.material)
         case = problem.case(arguments.data, path, 0, side=arguments.side)
         for method in arguments.methods:

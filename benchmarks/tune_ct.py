@@ -25,6 +25,7 @@ parser.add_argument("--models", required=True, type=Path, help="folder of learne
 parser.add_argument("--problems", nargs="*", default=list(tables.PUBLISHED))
 parser.add_argument("--methods", nargs="*", default=[m for m in tables.METHODS if m[:3] != "fbp"])
 parser.add_argument("--slices", type=int, default=len(slices.TUNING))
+parser.add_argument("--steps", type=int, help="steps of each run; by default those of the method")
 parser.add_argument("--seconds", type=float, default=300.0, help="training time of patchNR")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/tune-ct.json"))
@@ -41,7 +42,7 @@ def pupils():
 
 def search(problem, cases, name):
     method, prior = tables.by_name(name), library.prior(name, "lung", pupils)
-    options = Options(limited=problem == "ct-limited-angle")
+    options = Options(limited=problem == "ct-limited-angle", steps=arguments.steps)
     tried = {}
 
     def attempt(weight):

@@ -15,7 +15,7 @@ from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL
 from patchflow.problems.scan_geometry import geometry, projector
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
-from patchflow.tomography_models import fbp_unet, single_scan
+from patchflow.tomography_models import ScanNetwork, fbp_unet, single_scan
 
 SIZE = 32
 
@@ -45,13 +45,14 @@ def small(operator=None, photons=500.0):
 
 def with_data_steps(shares=(0.5, 0.25)):
     torch.manual_seed(0)
-    return single_scan(scan(), 500.0, shares=shares, widths=[8, 8])
+    model = single_scan(scan(), 500.0, stages=1 + len(shares), widths=[8, 8])
+    model.shares = shares
+    return model
 
 
-@pytest.mark.parametrize("block", [1, 2])
 @pytest.mark.parametrize("skip", [0, 3])
-def test_the_network_starts_at_zero_and_keeps_the_size(block, skip):
-    network = UNet(2, widths=(4, 6, 8), skip=skip, block=block)
+def test_the_network_starts_at_zero_and_keeps_the_size(skip):
+    network = UNet(2, widths=(4, 6, 8), skip=skip)
     z = torch.rand(2, 2, 13, 18)
     assert torch.equal(network(z), torch.zeros_like(z))
     torch.nn.init.normal_(network.tail.weight)
@@ -63,7 +64,7 @@ def test_the_network_starts_at_zero_and_keeps_the_size(block, skip):
 
 def test_the_network_gives_crops_what_it_gives_the_whole():
     """Away from the border of the crop, if that lies on the coarsest grid."""
-    network = UNet(widths=(4, 6), skip=2, block=2)
+    network = UNet(widths=(4, 6), skip=2)
     torch.nn.init.normal_(network.tail.weight)
     z = torch.rand(1, 1, 80, 80)
     whole, part = network(z), network(z[:, :, 16:64, 16:64])
@@ -195,11 +196,16 @@ def test_later_networks_see_what_the_earlier_ones_make():
     model.scale_(torch.cat([model.backproject(clean) for clean in pairs.clean]), torch.cat(images))
     x, inputs = pairs()
     assert inputs.shape == (2, 5, SIZE, SIZE)
-    torch.testing.assert_close(model.results(inputs), inputs[:, [0, 1, 3]])
-    loss = CorrectionLoss(model)(x, inputs)
+    torch.testing.assert_close(model.results(inputs, [0, 1, 2]), inputs[:, [0, 1, 3]])
+    inputs[:, 3] += 0.01  # or all stages would be wrong by the same
     wrong = [(inputs[:, [k]] - x).square().flatten(1).mean(1) / model.error**2 for k in (0, 1, 3)]
-    torch.testing.assert_close(loss, sum(wrong))
-    loss.sum().backward()
+    drawn = [CorrectionLoss(model)(x, inputs) for _ in range(20)]
+    found = [
+        [torch.allclose(loss, wrong[0] + wrong[k], rtol=1e-6) for loss in drawn] for k in (1, 2)
+    ]
+    assert sorted([sum(found[0]), sum(found[1])])[0] > 0
+    assert sum(found[0]) + sum(found[1]) == 20
+    sum(loss.sum() for loss in drawn).backward()
     assert all(n.tail.weight.grad.abs().sum() > 0 for n in model.networks)
     model.requires_grad_(False)
     for network in model.networks:
@@ -207,8 +213,8 @@ def test_later_networks_see_what_the_earlier_ones_make():
     y = model.noise.draw(pairs.clean[0])[0]
     inputs = model.prepare(y)
     assert not torch.equal(inputs[:, 1], inputs[:, 0])
-    # The last result is that of the last network, and the ensemble commutes with the turns of the scan.
-    torch.testing.assert_close(model(y), model.results(inputs)[:, 2:])
+    # The last result is that of the last stage, and the ensemble commutes with the turns of the scan.
+    torch.testing.assert_close(model(y), model.results(inputs, [2]))
     turned = model.operator(slices(1)[0]), model.operator(slices(1)[0].flip(-1))
     one, other = (model(sinogram, ensemble=True) for sinogram in turned)
     scale = float(one.abs().max())
@@ -219,7 +225,7 @@ def test_later_networks_see_what_the_earlier_ones_make():
 
 def test_data_steps_learn_and_are_kept(tmp_path, single_precision):
     images = slices(5)
-    model = with_data_steps((0.5,))
+    model = single_scan(scan(), 500.0, stages=2, widths=[8, 8])
     record = pf.learn_scan(
         model, images[:4], images[4:], crop=SIZE, batch=2, steps=120, average=0.9, lr=1e-2
     )
@@ -232,8 +238,12 @@ def test_data_steps_learn_and_are_kept(tmp_path, single_precision):
     pf.save(tmp_path / "m.safetensors", model, images=images, seed=0)
     again = pf.load(tmp_path / "m.safetensors", type(model))
     torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-6)
-    with pytest.raises(pf.InputError, match="give a positive one between any two"):
-        single_scan(scan(), 500.0, shares=(0.5, 0.0), widths=[8])
+    assert again.shares == model.shares == [0.7]
+    assert single_scan(scan(), 500.0, stages=3, widths=[8]).shares == pytest.approx([0.7, 0.4])
+    with pytest.raises(pf.InputError, match="Got 0 stages"):
+        single_scan(scan(), 500.0, stages=0)
+    with pytest.raises(pf.InputError, match="give one network, or two and positive shares"):
+        ScanNetwork(scan(), 500.0, list(again.networks), (0.0,))
 
 
 def test_another_scan_is_refused():
@@ -265,8 +275,10 @@ def test_bad_input_is_refused():
     refused("one grey image of 32 x 32", [torch.rand(1, 1, 30, 32)] * 2)
     refused("There are 1 training images and none to validate on", slices(1))
     refused("Got crops of 8 x 8", slices(), crop=8)
-    with pytest.raises(pf.InputError, match="blocks of 0 pixels"):
-        UNet(block=0)
+    with pytest.raises(pf.InputError, match="and -1 skip channels"):
+        UNet(skip=-1)
+    with pytest.raises(pf.InputError, match="preset is 'published'"):
+        fbp_unet(scan(), 500.0, preset="published")
     with pytest.raises(pf.InputError, match="made for 1"):
         UNet(widths=[2])(torch.rand(1, 2, 4, 4))
     with pytest.raises(pf.InputError, match="Got 0.0 photons"):

@@ -1,14 +1,14 @@
 r"""Learn to correct filtered backprojections from images alone: their scans are simulated.
 
 The training loss is an energy of the networks' parameters, the published squared error in units of what is to be
-corrected, summed over the stages,
+corrected,
 
-.. math:: E(x \mid u_0, z_1, u_1, \dots) = \frac{1}{s^2 n} \sum_k \|z_k - x\|^2,
+.. math:: E(x \mid u_0, z_1, u_1, \dots) = \frac{1}{s^2 n} \big(\|z_1 - x\|^2 + \|z_k - x\|^2\big),
 
 for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k` of the networks
-(:mod:`patchflow.tomography_models`). What the later networks are given is made of whole images by the earlier ones, as
-they are at that time, and no gradient goes through it. Line integrals are computed once; the noise is drawn anew, image
-by image.
+(:mod:`patchflow.tomography_models`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. What
+the later network is given is made of whole images by both, as they are at that time, and no gradient goes through it.
+Line integrals are computed once; the noise is drawn anew, image by image.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class CorrectionLoss(Energy):
         """
         if condition is None:
             raise InputError("A correction learns from pairs; pass a filtered backprojection.")
-        wrong = (self.model.results(condition) - x) / self.model.error
+        stages, later = [0], len(self.model.shares)
+        if later:
+            stages.append(1 + int(torch.randint(later, ())))
+        wrong = (self.model.results(condition, stages) - x) / self.model.error
         return wrong.square().flatten(2).mean(2).sum(1)
 
 
@@ -132,7 +135,7 @@ def learn_scan(
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
-    lr: float = 5e-4,
+    lr: float = 2e-3,
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup: int = 50,
     average: float = 0.99,

@@ -230,7 +230,7 @@ _METHODS = (
         methods.METHODS["dip-tv"].solve,
         _deep_image_prior,
         low_dose=Setting(30, 1000),
-        limited=Setting(40, 1000),
+        limited=Setting(160, 1000),
         takes=("weight", "steps", "lr"),
     ),
     TomographyMethod(

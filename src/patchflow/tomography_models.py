@@ -3,10 +3,11 @@ r"""Premade models that reconstruct from a sinogram: filtered backprojection, co
 .. math:: z_1 = u_0 + s\, f_1\Big(\frac{u_0 - m}{r}\Big), \qquad u_0 = \mathrm{FBP}(y),
 
 with mean :math:`m` and deviation :math:`r` of filtered backprojections and the usual size :math:`s` of their error.
-With more than one stage a step towards the measurement follows each network, and the next one sees where it leads:
+With more than one stage there are steps towards the measurement, and a second network sees where they lead:
 
 .. math:: u_k &= \operatorname*{argmin}_u \tfrac12 \sum_i w_i\,(A u - y)_i^2 + \frac{1}{2 s_k^2}\,\|u - z_k\|^2, \\
-          z_{k+1} &= z_k + s_k\, f_{k+1}\Big(\frac{u_0 - m}{r}, \frac{z_k - m}{r}, \frac{u_k - z_k}{s_k}\Big),
+          z_{k+1} &= z_k + s_k\, f_2\Big(\frac{u_0 - m}{r}, \frac{z_k - m}{r}, \frac{u_k - z_k}{s_k};
+                     \frac{s_k}{s}\Big),
 
 where :math:`1/w_i` are the variances of the measured line integrals and :math:`s_k` is a share of :math:`s`: if what is
 left of the error were white noise of that size, :math:`u_k` would be the most probable image. It is found by a few
@@ -17,13 +18,14 @@ References:
     Jin, McCann, Froustey, Unser, "Deep convolutional neural network for inverse problems in imaging", IEEE TIP 26(9),
     2017, https://arxiv.org/abs/1611.03679 (one stage)
     Aggarwal, Mani, Jacob, "MoDL: model based deep learning architecture for inverse problems", IEEE TMI 38(2), 2019,
-    https://arxiv.org/abs/1712.02862 (conjugate gradients between networks)
+    https://arxiv.org/abs/1712.02862 (conjugate gradients, and the same network after each)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 
 from patchflow.errors import InputError
 from patchflow.networks.residual_unet import ResidualUNet
-from patchflow.networks.unet import PUBLISHED_WIDTHS, UNet
+from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL, Symmetry, self_ensemble
 from patchflow.numerics.linalg import conjugate_gradients
 from patchflow.problems.attenuation import MU_MAX
@@ -46,8 +48,8 @@ _SIMILAR, _MOST = 1.05, 2.0
 # Of the conjugate gradients of a data step.
 _ITERATIONS = 6
 _IDENTITY = DIHEDRAL[:1]
-# Of the error of filtered backprojection, left before each of three data steps.
-SHARES = (0.5, 0.25, 0.125)
+# Of the error of filtered backprojection: what the first and the last data step take for what is left of it.
+_FIRST, _LAST = 0.7, 0.4
 # Channels of the scales of their networks.
 WIDTHS = (32, 64, 96)
 
@@ -62,7 +64,8 @@ class ScanNetwork(nn.Module):
     Args:
         operator: The projector of the scan.
         photons: Mean number of photons per bin without an object.
-        networks: The networks of the stages: from one channel to one, the later ones from three to one.
+        networks: The network of the first stage, from one channel to one; and that of all later ones, from three to
+            one, which is told the share.
         shares: The shares of the error of filtered backprojection that are left before each data step.
 
     Raises:
@@ -82,9 +85,10 @@ class ScanNetwork(nn.Module):
         shares: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        if len(shares) != len(networks) - 1 or not all(0 < share < math.inf for share in shares):
+        if len(networks) != 1 + bool(shares) or not all(0 < share < math.inf for share in shares):
             raise InputError(
-                f"Got {len(networks)} networks and the shares {list(shares)}; give a positive one between any two."
+                f"Got {len(networks)} networks and the shares {list(shares)}; give one network, or two and positive "
+                "shares."
             )
         self.operator, self.networks, self.shares = operator, nn.ModuleList(networks), shares
         self.noise = PoissonNoise(photons, MU_MAX)
@@ -126,9 +130,11 @@ class ScanNetwork(nn.Module):
         """Filtered backprojection with the Hann window up to the highest frequency, as published."""
         return self.operator.filtered_backprojection(y)
 
-    def results(self, inputs: Inputs) -> Float[Tensor, "batch stages height width"]:
-        """What each network makes of what it is given, or of crops of it."""
-        return torch.cat([self._stage(k, inputs, _IDENTITY) for k in range(len(self.networks))], 1)
+    def results(
+        self, inputs: Inputs, stages: Sequence[int]
+    ) -> Float[Tensor, "batch stages height width"]:
+        """What some of the stages make of what they are given, or of crops of it."""
+        return torch.cat([self._stage(k, inputs, _IDENTITY) for k in stages], 1)
 
     def scale_(self, u: Images, x: Images) -> None:
         """Set the three numbers of the formula by pairs of filtered backprojections and true images."""
@@ -143,7 +149,10 @@ class ScanNetwork(nn.Module):
             z, way = inputs[:, 2 * k - 1 : 2 * k], inputs[:, 2 * k : 2 * k + 1]
             size = self.error * self.shares[k - 1]
             given = torch.cat((given, (z - self.centre) / self.spread, way / size), 1)
-        network = self.networks[k]
+        network = self.networks[0]
+        if k:
+            number = given.new_full((1, 1, 1, 1), self.shares[k - 1])
+            network = partial(self.networks[1], number=number)
         correction = network(given) if len(turns) == 1 else self_ensemble(network, given, turns)
         # The image itself has eight bits in bfloat16: too few for small noise.
         return z + size * correction.to(z.dtype)
@@ -195,31 +204,36 @@ def fbp_unet(
     scan: ParallelBeam | Mapping[str, Any],
     photons: float | int,
     *,
-    widths: Sequence[int] = PUBLISHED_WIDTHS,
-    skip: int = 16,
-    block: int = 2,
+    widths: Sequence[int] = WIDTHS,
+    blocks: int = 1,
+    cell: int = 2,
+    preset: str = "default",
 ) -> ScanNetwork:
     """Filtered backprojection and a U-Net for one scan; train it with :func:`patchflow.learn_scan`.
 
-    Published are the same widths, 4 skip channels and no blocks, which takes about three times as long; with batch
-    normalisation, and without the sum with its input.
+    By default the U-Net has residual blocks, which learn from a few slices in a fraction of the published one's time.
 
     Args:
         scan: The projector of the measured angles; or what :func:`patchflow.problems.scan_geometry.geometry` says of
             it, as model files do.
         photons: Mean number of photons per bin without an object.
         widths: Channels of each scale, finest first.
-        skip: Channels that each scale passes across; 0 for none.
-        block: Pixels along a side of the blocks of the finest scale.
+        blocks: Residual blocks of each scale, on the way down and up.
+        cell: Pixels along a side of the cells of the finest scale.
+        preset: ``"paper"`` is the published U-Net, but for its batch normalisation and with the sum with its input;
+            it overrides ``widths``, ``blocks`` and ``cell``. It learns at rates below .001.
 
     Raises:
-        InputError: If a number is out of range.
+        InputError: If a number is out of range, or there is no such preset.
 
     References:
         Jin, McCann, Froustey, Unser, IEEE TIP 26(9), 2017, https://arxiv.org/abs/1611.03679
+        Baguer, Leuschner, Schmidt, 2020, https://arxiv.org/abs/2003.04989 (the preset)
     """
-    arguments = {"widths": list(widths), "skip": skip, "block": block}
-    network = UNet(widths=widths, skip=skip, block=block)
+    if preset not in ("default", "paper"):
+        raise InputError(f"The preset is {preset!r}; use 'default' or 'paper'.")
+    arguments = {"widths": list(widths), "blocks": blocks, "cell": cell, "preset": preset}
+    network = UNet() if preset == "paper" else _corrector(1, widths, blocks, cell)
     return _named("fbp_unet", ScanNetwork(_projector(scan), photons, [network]), arguments)
 
 
@@ -227,7 +241,7 @@ def single_scan(
     scan: ParallelBeam | Mapping[str, Any],
     photons: float | int,
     *,
-    shares: Sequence[float] = SHARES,
+    stages: int = 4,
     widths: Sequence[int] = WIDTHS,
     blocks: int = 1,
     cell: int = 2,
@@ -237,8 +251,7 @@ def single_scan(
     Args:
         scan: See :func:`fbp_unet`.
         photons: See there.
-        shares: The shares of the error of filtered backprojection that are left before each data step; between any two
-            networks there is one.
+        stages: Corrections in a row, with a data step between any two.
         widths: Channels of each scale of the networks, finest first.
         blocks: Residual blocks of each scale, on the way down and up.
         cell: Pixels along a side of the cells of the finest scale.
@@ -249,17 +262,25 @@ def single_scan(
     References:
         Aggarwal, Mani, Jacob, IEEE TMI 38(2), 2019, https://arxiv.org/abs/1712.02862
     """
-    arguments = {"shares": list(shares), "widths": list(widths), "blocks": blocks, "cell": cell}
-    networks = [
-        ResidualUNet(channels, 1, widths=widths, blocks=blocks, cell=cell)
-        for channels in (1, *(3 for _ in shares))
-    ]
-    for network in networks:  # what they are given is where they start
-        nn.init.zeros_(network.tail.weight)
-        assert network.tail.bias is not None
-        nn.init.zeros_(network.tail.bias)
+    if stages < 1:
+        raise InputError(f"Got {stages} stages; use at least one.")
+    arguments = {"stages": stages, "widths": list(widths), "blocks": blocks, "cell": cell}
+    steps = stages - 1
+    shares = [_FIRST * (_LAST / _FIRST) ** (k / max(1, steps - 1)) for k in range(steps)]
+    networks = [_corrector(1, widths, blocks, cell)]
+    if shares:
+        networks.append(_corrector(3, widths, blocks, cell))
     model = ScanNetwork(_projector(scan), photons, networks, shares)
     return _named("single_scan", model, arguments)
+
+
+def _corrector(channels: int, widths: Sequence[int], blocks: int, cell: int) -> ResidualUNet:
+    """A network that starts at zero: what it is given is where its image starts. The later one is told the share."""
+    network = ResidualUNet(channels, 1, widths=widths, blocks=blocks, cell=cell, told=channels > 1)
+    nn.init.zeros_(network.tail.weight)
+    assert network.tail.bias is not None
+    nn.init.zeros_(network.tail.bias)
+    return network
 
 
 def _projector(scan: ParallelBeam | Mapping[str, Any]) -> ParallelBeam:

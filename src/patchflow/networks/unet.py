@@ -7,8 +7,7 @@ joined with a few channels of what came down (the skip):
           u_k = C(C(\mathrm{up}(u_{k+1}), S_k(d_k))), \quad u_K = d_K,
 
 with 3x3 convolutions :math:`C` followed by a leaky ReLU, and 1x1 convolutions :math:`S_k`. The last 1x1 convolution
-starts at zero: added to its input, the network starts as the identity. The finest scale may be blocks of pixels, their
-pixels as channels, since most of the time goes into the finest scale. There is no batch normalisation, which the
+starts at zero: added to its input, the network starts as the identity. There is no batch normalisation, which the
 published implementation has for its batches of 32 whole images: its statistics would depend on the crops.
 
 References:
@@ -16,8 +15,6 @@ References:
     https://arxiv.org/abs/1505.04597
     Jin, McCann, Froustey, Unser, "Deep convolutional neural network for inverse problems in imaging", IEEE TIP 26(9),
     2017, https://arxiv.org/abs/1611.03679
-    Zhang, Zuo, Zhang, "FFDNet: toward a fast and flexible solution for CNN based image denoising", 2018,
-    https://arxiv.org/abs/1710.04026 (blocks of pixels)
     Baguer, Leuschner, Schmidt, "Computed tomography reconstruction using deep image prior and learned reconstruction
     methods", 2020, https://arxiv.org/abs/2003.04989 (the published widths)
 """
@@ -46,7 +43,6 @@ class UNet(nn.Module):
         outputs: Channels of its result; by default as many.
         widths: Channels of each scale, finest first.
         skip: Channels that each scale passes across; 0 for none.
-        block: Pixels along a side of the blocks of the finest scale; published is 1.
 
     Raises:
         InputError: If a number is out of range.
@@ -59,18 +55,16 @@ class UNet(nn.Module):
         *,
         widths: Sequence[int] = PUBLISHED_WIDTHS,
         skip: int = PUBLISHED_SKIP,
-        block: int = 1,
     ) -> None:
         super().__init__()
-        if min(channels, outputs or 1) < 1 or not widths or min(*widths, block) < 1 or skip < 0:
+        if min(channels, outputs or 1) < 1 or not widths or min(widths) < 1 or skip < 0:
             raise InputError(
-                f"Got {channels} channels, widths {list(widths)}, {skip} skip channels and blocks of {block} pixels; "
-                "all must be at least 1, the skip channels at least 0."
+                f"Got {channels} channels, widths {list(widths)} and {skip} skip channels; all must be at least 1, "
+                "the skip channels at least 0."
             )
-        self.channels, self.block = channels, block
-        self.stride = block * 2 ** (len(widths) - 1)
+        self.channels, self.stride = channels, 2 ** (len(widths) - 1)
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.head = _convolution(channels * block**2, widths[0])
+        self.head = _convolution(channels, widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(_convolution(i, o, stride=2), _convolution(o, o)) for i, o in pairs
         )
@@ -80,7 +74,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             nn.Sequential(_convolution(o + skip, i), _convolution(i, i)) for i, o in pairs
         )
-        self.tail = nn.Conv2d(widths[0], (outputs or channels) * block**2, 1)
+        self.tail = nn.Conv2d(widths[0], outputs or channels, 1)
         nn.init.zeros_(self.tail.weight)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -105,7 +99,7 @@ class UNet(nn.Module):
         height, width = z.shape[-2:]
         missing = [-extent % self.stride for extent in (width, height)]
         padded = functional.pad(z, [0, missing[0], 0, missing[1]], mode="replicate")
-        u = self.head(functional.pixel_unshuffle(padded, self.block))
+        u = self.head(padded)
         levels = []
         for down in self.down:
             levels.append(u)
@@ -116,7 +110,7 @@ class UNet(nn.Module):
             if not isinstance(skip, nn.Identity):
                 u = torch.cat((u, skip(level)), 1)
             u = up(u)
-        return functional.pixel_shuffle(self.tail(u), self.block)[:, :, :height, :width]
+        return self.tail(u)[:, :, :height, :width]
 
 
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:

@@ -51,9 +51,8 @@ METHODS = (
     *("fbp-unet", "single-image"),
 )
 USUAL = tuple(method for method in METHODS if method != "dip-tv")
-# Networks for a scan, and the peak rates of Adam: they learn from its measurements, where other methods learn from
-# images. The U-Net has neither sums nor normalisation, and diverges at higher rates.
-SCANNED = {"fbp-unet": (fbp_unet, 5e-4), "single-image": (single_scan, 2e-3)}
+# Networks for a scan: they learn from its measurements, where other methods learn from images.
+SCANNED = {"fbp-unet": fbp_unet, "single-image": single_scan}
 NOISE_SEEDS = 3
 # The largest noise that the critic sees in degraded patches: filtered backprojections have less than half of it.
 CRITIC_NOISE = 0.05
@@ -151,8 +150,8 @@ def run(
 
     measured = fine if kept == slice(None) else fine.select(kept)
     scanned = {
-        method: partial(_scanned, make=make, lr=lr, likelihood=likelihood, fine=measured)
-        for method, (make, lr) in SCANNED.items()
+        method: partial(_scanned, make=make, likelihood=likelihood, fine=measured)
+        for method, make in SCANNED.items()
     }
     library = Library(models, seconds, seed, TEACHERS | scanned, by_name)
     if prior is not None:
@@ -233,7 +232,6 @@ def _scanned(
     lesson: Lesson,
     *,
     make: Callable[..., ScanNetwork],
-    lr: float,
     likelihood: Likelihood,
     fine: ParallelBeam,
 ) -> nn.Module:
@@ -243,7 +241,6 @@ def _scanned(
         lesson.images,
         lesson.validation,
         fine=fine,
-        lr=lr,
         steps=10**6,
         seconds=lesson.seconds,
         progress=True,

@@ -31,6 +31,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "tikhonov": 80.0,
         "tv": 4.9,
         "tgv": 4.9,
+        "dip-tv": 4.9,
         "wpp": 400.0,
         "wpp-sinkhorn": 280.0,
         "local-ar": 40.0,
