@@ -206,9 +206,9 @@ def test_later_networks_see_what_the_earlier_ones_make():
     assert sorted([sum(found[0]), sum(found[1])])[0] > 0
     assert sum(found[0]) + sum(found[1]) == 20
     sum(loss.sum() for loss in drawn).backward()
-    assert all(n.tail.weight.grad.abs().sum() > 0 for n in model.networks)
+    assert all(n.tail.weight.grad.abs().sum() > 0 for n in (*model.first, *model.later))
     model.requires_grad_(False)
-    for network in model.networks:
+    for network in (*model.first, *model.later):
         torch.nn.init.normal_(network.tail.weight, std=0.1)
     y = model.noise.draw(pairs.clean[0])[0]
     inputs = model.prepare(y)
@@ -240,10 +240,34 @@ def test_data_steps_learn_and_are_kept(tmp_path, single_precision):
     torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-6)
     assert again.shares == model.shares == [0.7]
     assert single_scan(scan(), 500.0, stages=3, widths=[8]).shares == pytest.approx([0.7, 0.4])
-    with pytest.raises(pf.InputError, match="Got 0 stages"):
+    with pytest.raises(pf.InputError, match="Got 0 stages and 1 members"):
         single_scan(scan(), 500.0, stages=0)
-    with pytest.raises(pf.InputError, match="give one network, or two and positive shares"):
-        ScanNetwork(scan(), 500.0, list(again.networks), (0.0,))
+    with pytest.raises(pf.InputError, match="give as many of either and positive shares"):
+        ScanNetwork(scan(), 500.0, list(again.first), list(again.later), (0.0,))
+
+
+def test_members_differ_and_their_mean_is_taken():
+    torch.manual_seed(0)
+    pair = single_scan(scan(), 500.0, stages=2, widths=[8, 8], members=2)
+    for network in (*pair.first, *pair.later):
+        torch.nn.init.normal_(network.tail.weight, std=0.1)
+    pair.error.fill_(0.02)
+    pair.requires_grad_(False)
+    y = pair.noise.draw(pair.operator(slices(1)[0]))[0]
+    inputs = pair.prepare(y)
+    alone = [
+        ScanNetwork(pair.operator, 500.0, [first], [later], pair.shares)
+        for first, later in zip(pair.first, pair.later, strict=True)
+    ]
+    for model in alone:
+        model.load_state_dict({"error": pair.error}, strict=False)
+        assert not torch.allclose(model.results(inputs, [1]), pair(y))
+    apart = torch.cat([model.results(inputs, [1]) for model in alone], 1)
+    torch.testing.assert_close(pair.results(inputs, [1]), apart)
+    torch.testing.assert_close(pair(y), apart.mean(1, keepdim=True))
+    x = slices(1)[0]
+    losses = [CorrectionLoss(model)(x, inputs) for model in alone]
+    torch.testing.assert_close(CorrectionLoss(pair)(x, inputs), sum(losses) / 2)
 
 
 def test_another_scan_is_refused():
@@ -320,7 +344,7 @@ class TestCommandLine:
 
     def test_a_few_slices_with_data_steps(self, capsys):
         train = ["train", "single-scan", "train.tif", *self.TINY, *self.SCAN]
-        assert main([*train, "--stages=2", "-o", "s.safetensors"]) == 0
+        assert main([*train, "--stages=2", "--members=2", "-o", "s.safetensors"]) == 0
         run = ["reconstruct", "y.h5", "--problem=ct", "--method=single-image", "--threads=1"]
         told = capsys.readouterr().out
         assert "dB on the validation slices after 60 steps" in told

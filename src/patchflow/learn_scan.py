@@ -6,9 +6,10 @@ corrected,
 .. math:: E(x \mid u_0, z_1, u_1, \dots) = \frac{1}{s^2 n} \big(\|z_1 - x\|^2 + \|z_k - x\|^2\big),
 
 for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k` of the networks
-(:mod:`patchflow.tomography_models`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. What
-the later network is given is made of whole images by both, as they are at that time, and no gradient goes through it.
-Line integrals are computed once; the noise is drawn anew, image by image.
+(:mod:`patchflow.tomography_models`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
+several networks of a stage each has this loss, and their mean is taken. What the later networks are given is made of
+whole images by all of them, as they are at that time, and no gradient goes through it. Line integrals are computed
+once; the noise is drawn anew, image by image.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class CorrectionLoss(Energy):
         if later:
             stages.append(1 + int(torch.randint(later, ())))
         wrong = (self.model.results(condition, stages) - x) / self.model.error
-        return wrong.square().flatten(2).mean(2).sum(1)
+        return wrong.square().flatten(2).mean(2).sum(1) / len(self.model.first)
 
 
 class SimulatedPairs:

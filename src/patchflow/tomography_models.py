@@ -64,13 +64,13 @@ class ScanNetwork(nn.Module):
     Args:
         operator: The projector of the scan.
         photons: Mean number of photons per bin without an object.
-        networks: The network of the first stage, from one channel to one; and that of all later ones, from three to
-            one, which is told the share.
+        first: The network of the first stage, from one channel to one; or several, whose mean is taken.
+        later: That of all later stages, from three channels to one, which is told the share; as many.
         shares: The shares of the error of filtered backprojection that are left before each data step.
 
     Raises:
-        InputError: If the number of photons or a share is not positive, or there is not one share between any two
-            networks.
+        InputError: If the number of photons or a share is not positive, or there are later networks without shares or
+            shares without networks.
     """
 
     centre: Tensor
@@ -81,16 +81,19 @@ class ScanNetwork(nn.Module):
         self,
         operator: ParallelBeam,
         photons: float | int,
-        networks: Sequence[nn.Module],
+        first: Sequence[nn.Module],
+        later: Sequence[nn.Module] = (),
         shares: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        if len(networks) != 1 + bool(shares) or not all(0 < share < math.inf for share in shares):
+        count = len(first) * bool(shares)
+        if not first or len(later) != count or not all(0 < share < math.inf for share in shares):
             raise InputError(
-                f"Got {len(networks)} networks and the shares {list(shares)}; give one network, or two and positive "
-                "shares."
+                f"Got {len(first)} first and {len(later)} later networks and the shares {list(shares)}; give as many "
+                "of either and positive shares, or only first ones."
             )
-        self.operator, self.networks, self.shares = operator, nn.ModuleList(networks), shares
+        self.operator, self.shares = operator, shares
+        self.first, self.later = nn.ModuleList(first), nn.ModuleList(later)
         self.noise = PoissonNoise(photons, MU_MAX)
         for name, start in (("centre", 0.0), ("spread", 1.0), ("error", 1.0)):
             self.register_buffer(name, torch.tensor(start))
@@ -108,7 +111,7 @@ class ScanNetwork(nn.Module):
             ensemble: Take of each network the mean over the turns and reflections that the scan does not notice.
         """
         turns = scan_symmetries(self.operator) if ensemble else _IDENTITY
-        return self._stage(len(self.shares), self.prepare(y, turns), turns)
+        return self._members(len(self.shares), self.prepare(y, turns), turns).mean(1, keepdim=True)
 
     @torch.no_grad()
     def prepare(
@@ -122,7 +125,7 @@ class ScanNetwork(nn.Module):
         """
         inputs = self.backproject(y)
         for k, share in enumerate(self.shares):
-            z = self._stage(k, inputs, turns)
+            z = self._members(k, inputs, turns).mean(1, keepdim=True)
             inputs = torch.cat((inputs, z, self._towards(y, z, share)), 1)
         return inputs
 
@@ -132,9 +135,9 @@ class ScanNetwork(nn.Module):
 
     def results(
         self, inputs: Inputs, stages: Sequence[int]
-    ) -> Float[Tensor, "batch stages height width"]:
-        """What some of the stages make of what they are given, or of crops of it."""
-        return torch.cat([self._stage(k, inputs, _IDENTITY) for k in stages], 1)
+    ) -> Float[Tensor, "batch results height width"]:
+        """What each network of some of the stages makes of what it is given, or of crops of it."""
+        return torch.cat([self._members(k, inputs, _IDENTITY) for k in stages], 1)
 
     def scale_(self, u: Images, x: Images) -> None:
         """Set the three numbers of the formula by pairs of filtered backprojections and true images."""
@@ -142,20 +145,22 @@ class ScanNetwork(nn.Module):
         self.spread.copy_(u.std())
         self.error.copy_((u - x).square().mean().sqrt())
 
-    def _stage(self, k: int, inputs: Inputs, turns: Sequence[Symmetry]) -> Images:
-        start, size = inputs[:, :1], self.error
-        given, z = (start - self.centre) / self.spread, start
+    def _members(
+        self, k: int, inputs: Inputs, turns: Sequence[Symmetry]
+    ) -> Float[Tensor, "batch members height width"]:
+        """What the networks of a stage make of what they are given."""
+        z, size = inputs[:, :1], self.error
+        given = (z - self.centre) / self.spread
+        networks = list(self.first)
         if k:
             z, way = inputs[:, 2 * k - 1 : 2 * k], inputs[:, 2 * k : 2 * k + 1]
             size = self.error * self.shares[k - 1]
             given = torch.cat((given, (z - self.centre) / self.spread, way / size), 1)
-        network = self.networks[0]
-        if k:
             number = given.new_full((1, 1, 1, 1), self.shares[k - 1])
-            network = partial(self.networks[1], number=number)
-        correction = network(given) if len(turns) == 1 else self_ensemble(network, given, turns)
+            networks = [partial(network, number=number) for network in self.later]
+        corrections = [self_ensemble(network, given, turns) for network in networks]
         # The image itself has eight bits in bfloat16: too few for small noise.
-        return z + size * correction.to(z.dtype)
+        return z + size * torch.cat(corrections, 1).to(z.dtype)
 
     def _towards(self, y: Tensor, z: Tensor, share: float) -> Tensor:
         """The way from an image to the minimiser of the formula."""
@@ -230,9 +235,9 @@ def fbp_unet(
         Jin, McCann, Froustey, Unser, IEEE TIP 26(9), 2017, https://arxiv.org/abs/1611.03679
         Baguer, Leuschner, Schmidt, 2020, https://arxiv.org/abs/2003.04989 (the preset)
     """
+    arguments = dict(locals()) | {"widths": list(widths)}
     if preset not in ("default", "paper"):
         raise InputError(f"The preset is {preset!r}; use 'default' or 'paper'.")
-    arguments = {"widths": list(widths), "blocks": blocks, "cell": cell, "preset": preset}
     network = UNet() if preset == "paper" else _corrector(1, widths, blocks, cell)
     return _named("fbp_unet", ScanNetwork(_projector(scan), photons, [network]), arguments)
 
@@ -245,6 +250,7 @@ def single_scan(
     widths: Sequence[int] = WIDTHS,
     blocks: int = 1,
     cell: int = 2,
+    members: int = 1,
 ) -> ScanNetwork:
     """Residual U-Nets and data steps for one scan; train them on a few slices with :func:`patchflow.learn_scan`.
 
@@ -255,22 +261,21 @@ def single_scan(
         widths: Channels of each scale of the networks, finest first.
         blocks: Residual blocks of each scale, on the way down and up.
         cell: Pixels along a side of the cells of the finest scale.
+        members: Networks of each stage, each of its own random start, whose mean is taken.
 
     Raises:
         InputError: If a number is out of range.
-
-    References:
-        Aggarwal, Mani, Jacob, IEEE TMI 38(2), 2019, https://arxiv.org/abs/1712.02862
     """
-    if stages < 1:
-        raise InputError(f"Got {stages} stages; use at least one.")
-    arguments = {"stages": stages, "widths": list(widths), "blocks": blocks, "cell": cell}
+    arguments = dict(locals()) | {"widths": list(widths)}
+    if min(stages, members) < 1:
+        raise InputError(f"Got {stages} stages and {members} members; use at least one.")
     steps = stages - 1
     shares = [_FIRST * (_LAST / _FIRST) ** (k / max(1, steps - 1)) for k in range(steps)]
-    networks = [_corrector(1, widths, blocks, cell)]
-    if shares:
-        networks.append(_corrector(3, widths, blocks, cell))
-    model = ScanNetwork(_projector(scan), photons, networks, shares)
+    first, later = (
+        [_corrector(channels, widths, blocks, cell) for _ in range(count)]
+        for channels, count in ((1, members), (3, members * bool(shares)))
+    )
+    model = ScanNetwork(_projector(scan), photons, first, later, shares)
     return _named("single_scan", model, arguments)
 
 
@@ -290,5 +295,5 @@ def _projector(scan: ParallelBeam | Mapping[str, Any]) -> ParallelBeam:
 def _named(name: str, model: ScanNetwork, arguments: Mapping[str, Any]) -> ScanNetwork:
     """Keep what rebuilds the model."""
     scan = {"scan": geometry(model.operator), "photons": model.photons}
-    model.made_by = (name, {**scan, **arguments})  # pyright: ignore[reportArgumentType]
+    model.made_by = (name, {**arguments, **scan})  # pyright: ignore[reportArgumentType]
     return model

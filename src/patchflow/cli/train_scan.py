@@ -118,6 +118,7 @@ def train_single_scan(
     widths: list[int] | None = None,
     blocks: int = 1,
     cell: int = 2,
+    members: int = 1,
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
@@ -157,6 +158,7 @@ def train_single_scan(
         widths: Channels of each scale of the networks, finest first, [32,64,96] by default.
         blocks: Residual blocks of each scale, on the way down and up.
         cell: Pixels along a side of the cells of the finest scale.
+        members: Networks of each stage, learned alike from other random starts; their mean is taken.
         crop: Side length of the training crops in pixels.
         batch: Crops per step.
         steps: Training steps.
@@ -179,6 +181,7 @@ def train_single_scan(
         widths=widths or WIDTHS,
         blocks=blocks,
         cell=cell,
+        members=members,
     )
     _fit(training, scanner, model)
 
