@@ -47,7 +47,6 @@ def symmetries(kernel: Float[Tensor, "rows columns"]) -> tuple[Symmetry, ...]:
     )
 
 
-@torch.no_grad()
 def self_ensemble(
     network: Callable[[Tensor], Tensor],
     image: Float[Tensor, "batch channels height width"],

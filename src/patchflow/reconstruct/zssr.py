@@ -118,7 +118,8 @@ def reconstruct(
         )
         history, interrupted = record.losses, record.stopped == "interrupted"
     turns = symmetries(operator.kernel) if ensemble else DIHEDRAL[:1]
-    x = self_ensemble(model, operator.initial(y), turns)
+    with torch.no_grad():
+        x = self_ensemble(model, operator.initial(y), turns)
     x = back_project(likelihood, y, x, steps=back_projections)
     return Solution(x, history, len(history), not interrupted, interrupted)
 
