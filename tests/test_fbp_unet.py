@@ -359,6 +359,10 @@ class TestCommandLine:
         assert "it was trained for this very scan" in capsys.readouterr().out
         one, other = (pf.read_stack(path, slack=1.0) for path in ("auto.tif", "x.tif"))
         assert torch.equal(one, other)
+        pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
+        assert main([*auto[:-1], "--prior=.", "-o", "auto.tif"]) == 0
+        assert "it was trained for this very scan" in capsys.readouterr().out
+        Path("nr.safetensors").unlink()
         other = [word.replace("y.h5", "z.h5") for word in auto]
         scan = ["--angles=24", *self.SCAN[1:]]
         assert main(["simulate", "test.tif", "--problem=ct", *scan, "-o", "z.h5"]) == 0

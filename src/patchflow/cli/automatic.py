@@ -106,7 +106,7 @@ def choose_method(
 
 
 def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
-    """Choose for CT scans: in the tables densities of patches are better than networks from a few slices.
+    """Choose for CT scans, as the tables of low dose and of missing directions prefer.
 
     Args:
         path: A model file, or a folder of some; None for no model.
@@ -116,21 +116,28 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         InputError: If there is no such file or folder.
     """
     found = dict(_models(path))
+    own, passed = found.get("single_scan"), ""
+    if own is not None:
+        scan = read()
+        passed = f"; {own} is for another scan"
+        if scan.limited:
+            passed = f"; with missing directions it is better than {own}"
+        elif _for_this(own, scan):
+            return Choice("single-image", own, "it was trained for this very scan")
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            return Choice(method, found[kind], "a density of patches serves any scan")
-    reason = "total variation needs no model, and no density of patches was given"
-    own = found.get("single_scan")
-    if own is None:
-        return Choice("tv", None, reason)
-    scan = read()
-    if scan.limited:
-        return Choice("tv", None, f"{reason}; with missing directions it is better than {own}")
+            return Choice(method, found[kind], f"a density of patches serves any scan{passed}")
+    return Choice(
+        "tv", None, f"total variation needs no model, and no density of patches was given{passed}"
+    )
+
+
+def _for_this(own: str, scan: Scan) -> bool:
     try:
         models.load(own, ScanNetwork).check(scan.operator, scan.photons)
     except InputError:
-        return Choice("tv", None, f"{reason}; {own} is for another scan")
-    return Choice("single-image", own, "it was trained for this very scan")
+        return False
+    return True
 
 
 def _models(path: str | None) -> Iterator[tuple[str, str]]:
