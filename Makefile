@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint benchmark docs clean
+.PHONY: help install demo test lint benchmark docs clean
 
 help:
 	@echo "make demo       learn from half a photograph, super-resolve the other half, write demo/report.html"
+	@echo "make install    make .venv and install all into it, as the others do by themselves"
 	@echo "make test       run the tests"
 	@echo "make lint       check format, style and types"
 	@echo "make benchmark  rerun the tables on the data in DATA=$(DATA)"
@@ -22,6 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/patchflow demo --output demo

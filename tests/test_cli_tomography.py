@@ -1,5 +1,6 @@
 """The command line of computed tomography, from DICOM slices to DICOM slices, and every refusal."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -306,6 +307,12 @@ def test_limited_angle(sinogram, model, capsys):
     assert main(["reconstruct", *common, "-o", "b.npy"]) == 0
     a, b = torch.from_numpy(np.load("a.npy")), torch.from_numpy(np.load("b.npy"))
     assert torch.allclose(a, to_hounsfield(b), atol=0.01)
+    # The flags that made it say the same, also where the file does not say its angles.
+    assert main(["reconstruct", *common, "--angles=30", "-o", "b.npy"]) == 0
+    write_sinogram("y.h5", dataclasses.replace(part, angles=None))
+    assert main(["reconstruct", *common, "--angles=30", "-o", "d.npy"]) == 0
+    assert np.array_equal(np.load("d.npy"), np.load("b.npy"))
+    write_sinogram("y.h5", part)
     prior = f"--prior={model}"
     published = ["--preset=paper", "--steps=3", "-o", "c.npy", prior]
     assert main(["reconstruct", *MEASURED, *published]) == 0
@@ -392,7 +399,7 @@ def test_flags_and_files_that_disagree(sinogram, capsys):
     run = ["reconstruct", *MEASURED, "--method=fbp"]
     for flags, *messages in [
         (["--angles=47"], "30 angles x 47 bins", "--angles is 47", "transpose"),
-        (["--angles=1000"], "30 angles x 47 bins", "--angles is 1000"),
+        (["--angles=1000"], "30 angles x 47 bins", "--angles is 1000", "leave --angles out"),
         (["--photons=100"], "4096 photons", "--photons is 100"),
         (["--size=64"], "32 x 32", "--size is 64"),
         (["--field-of-view=0.5"], "0.256 m", "--field-of-view is 0.5"),

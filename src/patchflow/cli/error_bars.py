@@ -135,8 +135,9 @@ class Calibration:
             InputError: If it is missing or no calibration of images.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        content = read_bytes(str(file), "calibration file")
         try:
-            document = json.loads(read_bytes(str(file), "calibration file"))
+            document = json.loads(content)
             novelty, checked = document["novelty"], document["checked"]
             return cls(
                 Intervals(**document["intervals"]),

@@ -17,7 +17,7 @@ from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.poisson import PoissonNoise
 from patchflow.problems.tomography import ParallelBeam
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 # Numbers of a file and of a flag that were rounded differently agree.
 _TOLERANCE = 1e-3
@@ -34,7 +34,7 @@ class ScanFlags:
     """What the flags say about a scan; None where they say nothing.
 
     Attributes:
-        angles: Number of measured angles.
+        angles: Number of angles, equally spaced over half a turn, before some are left out.
         photons: Mean number of photons per bin without an object.
         size: Pixels along a side of the image.
         field_of_view: Side of the image in metres.
@@ -110,19 +110,13 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
     found = read_sinogram(path, dataset=flags.dataset)
     rows, bins = found.data.shape[2:]
     notes = []
-    if flags.angles is not None and flags.angles != rows:
-        exchanged = (
-            "its axes are exchanged: transpose it" if flags.angles == bins else "correct one"
-        )
-        raise InputError(
-            f"{path} has {rows} angles x {bins} bins but --angles is {flags.angles}; {exchanged}."
-        )
     angles = found.angles
+    said = _said_angles(path, (rows, bins), flags, known=angles is not None)
     if angles is None:
         needed = "the number of angles, equally spaced over half a turn"
-        angles = midpoints(_required(flags.angles, "--angles", needed, path))
+        angles = _required(said, "--angles", needed, path)
         notes.append(
-            f"The angles are the midpoints of {rows} equal parts of half a turn, as in LoDoPaB."
+            f"The angles are the midpoints of {flags.angles} equal parts of half a turn, as in LoDoPaB."
         )
     shape, pixel = _grid(path, found, flags)
     photons = _photons(path, found, flags)
@@ -148,6 +142,30 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
     )
     y = (found.data[:, :, kept] * (scale / MU_MAX)).to(torch.get_default_dtype())
     return Scan(y, operator, photons, tuple(notes))
+
+
+def _said_angles(
+    path: str, found: tuple[int, int], flags: ScanFlags, *, known: bool
+) -> Tensor | None:
+    """The angles of the flags: all, or only those kept if the file has no others; None without --angles."""
+    rows, bins = found
+    if flags.angles is None:
+        return None
+    angles = midpoints(flags.angles)
+    if flags.angles == rows:
+        return angles
+    if flags.limited is not None:
+        angles = angles[kept_angles(angles, flags.limited)]
+        if len(angles) == rows:
+            return angles
+    remedy = "correct one"
+    if flags.angles == bins:
+        remedy = "its axes are exchanged: transpose it"
+    elif known:
+        remedy = "leave --angles out, since the file says its angles"
+    raise InputError(
+        f"{path} has {rows} angles x {bins} bins but --angles is {flags.angles}; {remedy}."
+    )
 
 
 def midpoints(angles: int) -> Tensor:
@@ -225,7 +243,7 @@ def _photons(path: str, found: Sinogram, flags: ScanFlags) -> float:
     return float(found.photons)
 
 
-def _required(value: Number | None, flag: str, meaning: str, path: str) -> Number:
+def _required(value: Value | None, flag: str, meaning: str, path: str) -> Value:
     if value is None:
         raise InputError(f"{path} does not say {meaning}; give {flag}.")
     return value
