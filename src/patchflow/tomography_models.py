@@ -216,7 +216,7 @@ def fbp_unet(
 ) -> ScanNetwork:
     """Filtered backprojection and a U-Net for one scan; train it with :func:`patchflow.learn_scan`.
 
-    By default the U-Net has residual blocks, which learn from a few slices in a fraction of the published one's time.
+    By default the U-Net has residual blocks, which learn faster than the published one.
 
     Args:
         scan: The projector of the measured angles; or what :func:`patchflow.problems.scan_geometry.geometry` says of
