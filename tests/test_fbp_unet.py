@@ -10,12 +10,15 @@ import patchflow as pf
 from patchflow.cli import main
 from patchflow.io.images import write_image
 from patchflow.io.sinogram import read_sinogram
-from patchflow.learn_scan import CorrectionLoss, SimulatedPairs
+from patchflow.learn_scan import DRAWS, REUSE, CorrectionLoss, SimulatedPairs
 from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL
+from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.scan_geometry import geometry, projector
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
-from patchflow.tomography_models import ScanNetwork, fbp_unet, single_scan
+from patchflow.reconstruct import total_variation
+from patchflow.scan_network import ScanNetwork
+from patchflow.tomography_models import fbp_unet, single_scan
 
 SIZE = 32
 
@@ -46,7 +49,7 @@ def small(operator=None, photons=500.0):
 def with_data_steps(shares=(0.5, 0.25)):
     torch.manual_seed(0)
     model = single_scan(scan(), 500.0, stages=1 + len(shares), widths=[8, 8])
-    model.shares = shares
+    model.shares = torch.tensor(shares)
     return model
 
 
@@ -214,7 +217,7 @@ def test_later_networks_see_what_the_earlier_ones_make():
     inputs = model.prepare(y)
     assert not torch.equal(inputs[:, 1], inputs[:, 0])
     # The last result is that of the last stage, and the ensemble commutes with the turns of the scan.
-    torch.testing.assert_close(model(y), model.results(inputs, [2]))
+    torch.testing.assert_close(model(y), model.results(inputs, [2]).clamp(0, 1))
     turned = model.operator(slices(1)[0]), model.operator(slices(1)[0].flip(-1))
     one, other = (model(sinogram, ensemble=True) for sinogram in turned)
     scale = float(one.abs().max())
@@ -238,12 +241,72 @@ def test_data_steps_learn_and_are_kept(tmp_path, single_precision):
     pf.save(tmp_path / "m.safetensors", model, images=images, seed=0)
     again = pf.load(tmp_path / "m.safetensors", type(model))
     torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-6)
-    assert again.shares == model.shares == [0.7]
-    assert single_scan(scan(), 500.0, stages=3, widths=[8]).shares == pytest.approx([0.7, 0.4])
+    assert again.shares.tolist() == model.shares.tolist() == pytest.approx([0.7])
+    three = single_scan(scan(), 500.0, stages=3, widths=[8])
+    assert three.shares.tolist() == pytest.approx([0.7, 0.4])
     with pytest.raises(pf.InputError, match="Got 0 stages and 1 members"):
         single_scan(scan(), 500.0, stages=0)
     with pytest.raises(pf.InputError, match="give as many of either and positive shares"):
         ScanNetwork(scan(), 500.0, list(again.first), list(again.later), (0.0,))
+
+
+def test_total_variation_is_the_first_stage_where_directions_are_missing(
+    single_precision, tmp_path
+):
+    images, kept = slices(3), scan(slice(6, 34))
+    assert single_scan(scan(), 500.0, widths=[8]).variation is None
+    model = single_scan(kept, 500.0, stages=3, widths=[8, 8])
+    weight = 40 * math.sqrt(500 / 4096)
+    assert model.variation == (pytest.approx(weight), 150)
+    fine = refined(kept, (64, 64))
+    y = model.noise.draw(line_integrals(images[0], fine))[0]
+    likelihood = Likelihood(kept, model.noise)
+    alone = total_variation.reconstruct(
+        likelihood, y, kept.initial(y), weight=weight, max_iterations=150
+    ).x
+    estimate = model.estimate(y)
+    torch.testing.assert_close(estimate, alone)
+    inputs = model.prepare(y)
+    assert torch.equal(inputs[:, [1]], estimate)
+    assert torch.equal(inputs, model.prepare(y, estimate=estimate))
+    torch.testing.assert_close(model(y), model.results(inputs, [2]).clamp(0, 1))
+    # The network sees crops: what it adds to total variation is what the second stage starts at.
+    assert inputs.shape[1] == 5
+    record = pf.learn_scan(
+        model, images[:2], images[2:], crop=SIZE, batch=2, steps=100, average=0.9, lr=1e-2
+    )
+    assert record.steps == 100
+    u = model.backproject(y)
+    left = (estimate - images[0]).norm() / (u - images[0]).norm()
+    assert 0.5 * left < model.shares[0] < 2 * left
+    assert float(model.shares[1] / model.shares[0]) == pytest.approx(0.4 / 0.7)
+    assert (model(y) - images[0]).norm() < 0.9 * (estimate - images[0]).norm()
+    pf.save(tmp_path / "m.safetensors", model, images=images, seed=0)
+    again = pf.load(tmp_path / "m.safetensors", ScanNetwork)
+    torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-5)
+    assert again.variation == model.variation
+    for start, stages in (("tv", 1), ("network", 0)):
+        with pytest.raises(pf.InputError, match=f"as the start is '{start}'"):
+            single_scan(kept, 500.0, start=start, stages=stages)
+    with pytest.raises(pf.InputError, match="the first stage is either"):
+        ScanNetwork(kept, 500.0, [], list(again.later), [0.7])
+
+
+def test_noise_is_renewed_less_often_after_total_variation(monkeypatch):
+    images = slices(2)
+    model = single_scan(scan(slice(6, 34)), 500.0, stages=2, widths=[8, 8])
+    calls = []
+    monkeypatch.setattr(
+        ScanNetwork, "estimate", lambda self, y: calls.append(y) or y.new_ones(1, 1, SIZE, SIZE)
+    )
+    pairs = SimulatedPairs(model, images, refined(model.operator, (64, 64)), SIZE, 1)
+    for _ in range(REUSE * (2 * DRAWS - 1) - 1):
+        pairs()
+    assert len(calls) == 2
+    for _ in range(REUSE * 2):
+        pairs()
+    assert len(calls) == 4
+    assert not torch.equal(calls[0], calls[2])
 
 
 def test_members_differ_and_their_mean_is_taken():
@@ -256,7 +319,7 @@ def test_members_differ_and_their_mean_is_taken():
     y = pair.noise.draw(pair.operator(slices(1)[0]))[0]
     inputs = pair.prepare(y)
     alone = [
-        ScanNetwork(pair.operator, 500.0, [first], [later], pair.shares)
+        ScanNetwork(pair.operator, 500.0, [first], [later], [0.7])
         for first, later in zip(pair.first, pair.later, strict=True)
     ]
     for model in alone:
@@ -264,7 +327,7 @@ def test_members_differ_and_their_mean_is_taken():
         assert not torch.allclose(model.results(inputs, [1]), pair(y))
     apart = torch.cat([model.results(inputs, [1]) for model in alone], 1)
     torch.testing.assert_close(pair.results(inputs, [1]), apart)
-    torch.testing.assert_close(pair(y), apart.mean(1, keepdim=True))
+    torch.testing.assert_close(pair(y), apart.mean(1, keepdim=True).clamp(0, 1))
     x = slices(1)[0]
     losses = [CorrectionLoss(model)(x, inputs) for model in alone]
     torch.testing.assert_close(CorrectionLoss(pair)(x, inputs), sum(losses) / 2)

@@ -174,9 +174,29 @@ def test_nan_stops_with_advice_and_keeps_the_best():
     assert float(energy.centre) > 0.1
 
 
+def test_long_gradients_are_shortened():
+    def step(clip):
+        energy = Parabola()
+        fit(
+            energy,
+            lambda: torch.full((4, 1), 3.0),
+            steps=1,
+            lr=0.1,
+            schedule="constant",
+            clip=clip,
+            optimizer=lambda parameters: torch.optim.SGD(parameters.values(), lr=1.0),
+        )
+        return energy.centre.item()
+
+    assert step(None) == step(4.0) > 0  # the gradient is 3
+    assert step(0.5) == pytest.approx(step(None) / 6)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(InputError, match="time limit is 0"):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, budget=0.0)
+    with pytest.raises(InputError, match="largest norm of gradients is 0"):
+        fit(Parabola(), lambda: torch.ones(4, 1), steps=1, clip=0.0)
     for steps, lr in ((0, 0.1), (1, -0.1), (1, math.nan)):
         with pytest.raises(InputError, match=f"Got {steps} steps at a learning rate of {lr}"):
             fit(Parabola(), lambda: torch.ones(4, 1), steps=steps, lr=lr)

@@ -6,6 +6,7 @@ import scipy.optimize
 import torch
 from skimage.restoration import denoise_tv_chambolle
 
+from patchflow import variation_problem
 from patchflow.errors import InputError, NumericalError
 from patchflow.priors.variation import TotalVariation
 from patchflow.problems.blur import Blur, downsample
@@ -161,7 +162,7 @@ def test_the_step_does_not_change_the_solution(monkeypatch):
     likelihood = GaussianLikelihood(Identity((16, 16)), 0.1)
     runs = []
     for step in (0.015, 0.03):
-        monkeypatch.setattr(total_variation, "STEP", step)
+        monkeypatch.setattr(variation_problem, "STEP", step)
         runs.append(
             total_variation.reconstruct(
                 likelihood, y, y, weight=10, tolerance=1e-5, max_iterations=5000

@@ -61,6 +61,7 @@ def fit(
     schedule: str = "cosine",
     warmup: int = 500,
     average: float = 0.0,
+    clip: float | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int = 500,
     patience: int | None = None,
@@ -90,6 +91,7 @@ def fit(
         warmup: Steps of linear warm-up, at most a tenth of ``steps``.
         average: Decay of an exponential moving average of the parameters; when positive, the average is what is
             validated and kept. 0 switches it off.
+        clip: Shorten gradients whose norm is larger to this norm; not with Palm.
         validate: Returns the validation loss of the energy as it stands when called.
         validate_every: Steps between validations.
         patience: Stop after this many validations without a new best.
@@ -105,7 +107,8 @@ def fit(
         The record of the run.
 
     Raises:
-        InputError: If nothing is trainable, the budget not positive, or ``resume`` has no checkpoint to start from.
+        InputError: If nothing is trainable, the budget or ``clip`` not positive, or ``resume`` has no checkpoint to
+            start from.
         NumericalError: If the loss is not finite; the best state so far is kept in ``energy``.
     """
     parameters = {name: p for name, p in energy.named_parameters() if p.requires_grad}
@@ -121,7 +124,9 @@ def fit(
         )
     if schedule not in ("cosine", "constant"):
         raise InputError(f"The schedule is {schedule!r}; use 'cosine' or 'constant'.")
-    run = TrainingRun(energy, parameters, average, lr, precision, optimizer)
+    if clip is not None and not clip > 0:
+        raise InputError(f"The largest norm of gradients is {clip} but must be positive.")
+    run = TrainingRun(energy, parameters, average, lr, precision, optimizer, clip)
     if resume:
         if checkpoint is None:
             raise InputError(

@@ -6,10 +6,11 @@ corrected,
 .. math:: E(x \mid u_0, z_1, u_1, \dots) = \frac{1}{s^2 n} \big(\|z_1 - x\|^2 + \|z_k - x\|^2\big),
 
 for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k` of the networks
-(:mod:`patchflow.tomography_models`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
-several networks of a stage each has this loss, and their mean is taken. What the later networks are given is made of
-whole images by all of them, as they are at that time, and no gradient goes through it. Line integrals are computed
-once; the noise is drawn anew, image by image.
+(:mod:`patchflow.scan_network`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
+several networks of a stage each has this loss, and their mean is taken. Where the first stage is total variation, the
+first term is missing and :math:`s` is the size of its error. What the later networks are given is made of whole images
+by all of them, as they are at that time, and no gradient goes through it. Line integrals are computed once; the noise
+is drawn anew, image by image.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ from patchflow.metrics import psnr
 from patchflow.numerics.precision import Precision
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
-from patchflow.tomography_models import Images, Inputs, ScanNetwork
+from patchflow.scan_network import Images, Inputs, ScanNetwork
 
+# The largest norm of gradients. Later stages learn from what earlier ones make: one bad step would be learned from.
+_CLIP = 1.0
 # The smallest crop that is worth learning from.
 _LEAST_CROP = 16
 # How often each pixel of a measurement is used where its preparation takes data steps, which cost more than learning.
 REUSE = 8
+# How often a measurement is prepared anew, by networks that have learned, before its noise is drawn anew where total
+# variation is computed of it, which takes longer than all else.
+DRAWS = 8
 
 
 class CorrectionLoss(Energy):
@@ -58,11 +64,11 @@ class CorrectionLoss(Energy):
         """
         if condition is None:
             raise InputError("A correction learns from pairs; pass a filtered backprojection.")
-        stages, later = [0], len(self.model.shares)
+        stages, later = [0] * bool(self.model.first), len(self.model.shares)
         if later:
             stages.append(1 + int(torch.randint(later, ())))
-        wrong = (self.model.results(condition, stages) - x) / self.model.error
-        return wrong.square().flatten(2).mean(2).sum(1) / len(self.model.first)
+        wrong = (self.model.results(condition, stages) - x) / self.model.left
+        return wrong.square().flatten(2).mean(2).sum(1) / self.model.members
 
 
 class SimulatedPairs:
@@ -93,20 +99,30 @@ class SimulatedPairs:
         self.inputs: list[Tensor] = []
         self.turns = scan_symmetries(model.operator)
         self._next, self._used = 0, 0.0
-        self._uses = REUSE if model.shares else 1
+        self._uses = REUSE if len(model.shares) else 1
+        self._draws = 1 if model.variation is None else DRAWS
+        self._left = [self._draws] * len(self.images)
+        self.measured = [self._measure(k) for k in range(len(self.images))]
 
-    def _measure(self, k: int) -> Tensor:
+    def _measure(self, k: int) -> tuple[Tensor, Images | None]:
         y, _ = self.model.noise.draw(self.clean[k])
-        return self.model.prepare(y)
+        return y, self.model.estimate(y)
+
+    def _prepare(self, k: int) -> Inputs:
+        if self._left[k] == 0:
+            self.measured[k], self._left[k] = self._measure(k), self._draws
+        self._left[k] -= 1
+        y, estimate = self.measured[k]
+        return self.model.prepare(y, estimate=estimate)
 
     def __call__(self) -> tuple[Images, Inputs]:
         """Draw a batch: images, and what the networks are given of them."""
         if not self.inputs:  # not before: a resumed run has read its networks now
-            self.inputs = [self._measure(k) for k in range(len(self.images))]
+            self.inputs = [self._prepare(k) for k in range(len(self.images))]
         height, width = self.model.operator.domain_shape
         self._used += self.batch * self.crop**2 / (height * width)
         while self._used >= self._uses:
-            self.inputs[self._next] = self._measure(self._next)
+            self.inputs[self._next] = self._prepare(self._next)
             self._next, self._used = (self._next + 1) % len(self.images), self._used - self._uses
         pairs = []
         for _ in range(self.batch):
@@ -204,15 +220,22 @@ def learn_scan(
     # The same whatever the seed: a resumed run has the same scales and the same validation.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        held = [(x, model.noise.draw(line_integrals(x, fine))[0]) for x in validation]
+        seen = [model.noise.draw(line_integrals(x, fine))[0] for x in validation]
+        held = [(x, y, model.estimate(y)) for x, y in zip(validation, seen, strict=True)]
         pairs = SimulatedPairs(model, images, fine, crop, batch)
-        measured = [model.noise.draw(clean)[0] for clean in pairs.clean]
     del fine  # its matrices may be large
-    model.scale_(torch.cat([model.backproject(y) for y in measured]), torch.cat(list(images)))
-    del measured
+    estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
+    model.scale_(
+        torch.cat([model.backproject(y) for y, _ in pairs.measured]),
+        torch.cat(list(images)),
+        torch.cat(estimates) if estimates else None,
+    )
 
     def validate() -> float:
-        values = [psnr(model(y), x, float(x.max() - x.min())) for x, y in held]
+        values = [
+            psnr(model(y, estimate=estimate), x, float(x.max() - x.min()))
+            for x, y, estimate in held
+        ]
         return -float(torch.cat(values).mean())
 
     return fit(
@@ -223,6 +246,7 @@ def learn_scan(
         schedule=schedule,
         warmup=warmup,
         average=average,
+        clip=_CLIP,
         validate=validate,
         validate_every=min(250, max(25, steps // 40)),
         patience=patience,

@@ -16,8 +16,8 @@ from patchflow import methods
 from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
 from patchflow.reconstruct import deep_image_prior
+from patchflow.scan_network import ScanNetwork
 from patchflow.solution import Solution
-from patchflow.tomography_models import ScanNetwork
 
 # The scans that the weights were chosen on are LoDoPaB's.
 TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)

@@ -32,7 +32,9 @@ class TrainingRun:
         lr: float,
         precision: Precision,
         optimizer: MakeOptimizer | None,
+        clip: float | None,
     ) -> None:
+        self.clip = clip
         self.energy, self.parameters, self.average = energy, parameters, average
         self.precision: Precision = precision
         self.peak = lr
@@ -71,6 +73,8 @@ class TrainingRun:
             value = computed.item()
             if math.isfinite(value):
                 computed.backward()
+                if self.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
                 self.optimizer.step()
         if not math.isfinite(value):
             raise NumericalError(

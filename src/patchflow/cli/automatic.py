@@ -25,7 +25,7 @@ from patchflow.networks.denoiser import Denoiser
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import plug_and_play
-from patchflow.tomography_models import ScanNetwork
+from patchflow.scan_network import ScanNetwork
 
 # Methods by the models that they take, in the order of preference.
 _ORDER: dict[str, ImageMethod] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchflow.errors import InputError
 from patchflow.io.sinogram import Sinogram, read_sinogram
-from patchflow.numerics.ramp import angle_weights
+from patchflow.numerics.ramp import covered_degrees, misses_directions
 from patchflow.problems.attenuation import MU_MAX
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.poisson import PoissonNoise
@@ -25,8 +25,6 @@ _TOLERANCE = 1e-3
 _WIDEST = 3.0
 # Bins without a photon count as 0.1 or so; exp(-10) photons are no measurement.
 _DARKEST = 10.0
-# With fewer degrees some directions are missing.
-_FULL = 170.0
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,12 @@ class Scan:
     @property
     def covered(self) -> float:
         """The share of the half turn that was measured, in degrees."""
-        return math.degrees(float(angle_weights(self.operator.angles).sum()))
+        return covered_degrees(self.operator.angles)
 
     @property
     def limited(self) -> bool:
         """Whether directions are missing."""
-        return self.covered < _FULL
+        return misses_directions(self.operator.angles)
 
 
 def read_scan(path: str, flags: ScanFlags) -> Scan:

@@ -18,9 +18,9 @@ from patchflow.errors import InputError
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
+from patchflow.scan_network import ScanNetwork
 from patchflow.solution import Solution
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
-from patchflow.tomography_models import ScanNetwork
 
 # What a model file of a method holds.
 Learned = PatchPrior | MultiscalePrior | ScanNetwork

@@ -13,7 +13,8 @@ from patchflow.cli.training import Training
 from patchflow.errors import InputError
 from patchflow.learn_scan import learn_scan
 from patchflow.numerics.precision import Precision
-from patchflow.tomography_models import WIDTHS, ScanNetwork
+from patchflow.scan_network import ScanNetwork
+from patchflow.tomography_models import WIDTHS
 
 # Peak rates of Adam by preset: without sums and normalisation, the published network diverges at higher ones.
 _RATES = {"default": 2e-3, "paper": 5e-4}
@@ -114,6 +115,7 @@ def train_single_scan(
     field_of_view: float | None = None,
     limited: str | None = None,
     fine: int | None = None,
+    start: Literal["auto", "network", "tv"] = "auto",
     stages: int = 4,
     widths: list[int] | None = None,
     blocks: int = 1,
@@ -135,9 +137,9 @@ def train_single_scan(
 ) -> None:
     """Learn to reconstruct one kind of scan from a few slices, for reconstruct --problem ct --method single-image.
 
-    Networks correct the filtered backprojection, and after each but the last a step leads towards the sinogram. The
-    scan is simulated, with fresh noise all the time: the model serves this geometry and this number of photons. Say
-    them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so.
+    Networks correct filtered backprojection, or total variation where directions are missing; between them steps lead
+    towards the sinogram. The scan is simulated, with fresh noise all the time: the model serves this geometry and this
+    number of photons. Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
     --resume continues.
@@ -154,7 +156,9 @@ def train_single_scan(
         field_of_view: Side of the image in metres; that of the DICOM files by default.
         limited: Only the angles A:B, in degrees.
         fine: Pixels along a side of the finer grid that is measured, 1000 by default or twice the image.
-        stages: Corrections in a row, with a step to the data between them; all but the first by one network.
+        start: network: the first stage corrects filtered backprojections; tv: it is total variation, which takes
+            longer and fills in missing directions; auto: tv where directions are missing.
+        stages: Stages in a row, with a step to the data between them; all but the first by one network.
         widths: Channels of each scale of the networks, finest first, [32,64,96] by default.
         blocks: Residual blocks of each scale, on the way down and up.
         cell: Pixels along a side of the cells of the finest scale.
@@ -177,6 +181,7 @@ def train_single_scan(
     model = models.single_scan(
         scanner.operator,
         scanner.photons,
+        start=start,
         stages=stages,
         widths=widths or WIDTHS,
         blocks=blocks,

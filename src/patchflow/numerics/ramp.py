@@ -25,6 +25,9 @@ from torch import Tensor
 
 from patchflow.errors import InputError
 
+# With fewer degrees some directions are missing.
+_FULL = 170.0
+
 Window = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
 
 
@@ -93,3 +96,13 @@ def angle_weights(angles: Float[Tensor, " angles"]) -> Float[Tensor, " angles"]:
     weights = torch.empty_like(angles)
     weights[order] = (gaps + gaps.roll(1)) / 2
     return weights
+
+
+def covered_degrees(angles: Float[Tensor, " angles"]) -> float:
+    """The part of the half turn that angles stand for, in degrees."""
+    return math.degrees(float(angle_weights(angles).sum()))
+
+
+def misses_directions(angles: Float[Tensor, " angles"]) -> bool:
+    """Whether more than a few degrees of the half turn are missing."""
+    return covered_degrees(angles) < _FULL

@@ -40,10 +40,10 @@ from patchflow.problems.attenuation import to_hounsfield
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.records import Record
+from patchflow.scan_network import ScanNetwork
 from patchflow.table import SECONDS, Metric
 from patchflow.tomography_methods import METHODS as BY_NAME
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
-from patchflow.tomography_models import ScanNetwork
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
 METHODS = (

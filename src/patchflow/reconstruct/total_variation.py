@@ -22,20 +22,11 @@ import torch
 from torch import Tensor
 
 from patchflow.errors import InputError
-from patchflow.priors.differences import FirstDifferences
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.sampling import Mask
-from patchflow.saddle import Steps, saddle_problem
 from patchflow.solution import Solution
 from patchflow.splitting import primal_dual
-
-# Primal step times weight, with Gaussian noise: differences of 0.12 count as edges. Measured on super-resolution x4
-# (noise 0.01, weight 5): 0.005, 0.015 and 0.05 leave relative residuals of 3e-3, 5e-4 and 3e-3 after 200 iterations.
-STEP = 0.015
-# Of the dual variable for the gradient, with projectors: differences of 0.04 count as edges.
-GRADIENT_STEP = 25.0
-# The norm of the gradient is below its root.
-_SQUARED_NORM = 8.0
+from patchflow.variation_problem import variation_problem
 
 
 @torch.no_grad()
@@ -79,16 +70,7 @@ def reconstruct(
         raise InputError(
             f"The weight of total variation is {weight} but must be positive and finite; 0.5 / noise is usual."
         )
-    tau = STEP / weight
-    problem = saddle_problem(
-        likelihood,
-        y,
-        init,
-        FirstDifferences(isotropic=isotropic),
-        weight,
-        proximal=Steps((tau,), (1 / (_SQUARED_NORM * tau),)),
-        preconditioned=(GRADIENT_STEP * weight,),
-    )
+    problem = variation_problem(likelihood, y, init, weight, isotropic=isotropic)
     return primal_dual(
         problem,
         *problem.start(init),
