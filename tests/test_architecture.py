@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "patchflow"
 # Each string is a wing: a folder, a file, or files that belong together. See docs/architecture.md.
 FLOORS = [
     ["errors"],
-    ["energy", "numerics", "io", "records", "table", "solution"],
+    ["energy", "numerics", "io", "records", "table", "solution", "progress"],
     ["chains", "priors", "problems", "networks", "metrics", "sample_metrics"],
     [
         "models",

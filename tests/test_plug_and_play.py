@@ -105,6 +105,9 @@ def test_noise_levels_are_those_of_the_paper(problem):
     assert np.allclose(np.diff(np.log(levels)), np.log(4 / 49) / 23)
     plain = pf.GaussianLikelihood(pf.Identity((8, 8)), 0.001)
     assert plug_and_play.noise_levels(plain, 3)[-1] == pytest.approx(0.001)
+    filling = pf.GaussianLikelihood(pf.Mask(torch.rand(8, 8) > 0.5), 0.01)
+    levels = plug_and_play.noise_levels(filling)
+    assert (len(levels), levels[0], levels[-1]) == (96, pytest.approx(0.1), pytest.approx(0.01))
 
 
 @pytest.mark.parametrize("method", ["admm", "forward-backward"])

@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
 from patchflow.numerics.precision import Precision
+from patchflow.progress import progress_line
 from patchflow.training_run import REPORT_EVERY, MakeOptimizer, TrainingRun
 
 
@@ -133,7 +133,7 @@ def fit(
                 "There is nothing to resume from; give the interrupted run's checkpoint."
             )
         run.load(checkpoint)
-    bar = tqdm(total=steps, initial=run.step, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, initial=run.step, shown=progress)
     warmup = max(1, min(warmup, steps // 10))
     stopped = "finished"
     started = saved = time.perf_counter()

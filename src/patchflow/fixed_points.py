@@ -27,12 +27,12 @@ from collections.abc import Callable, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.energy import Energy, Proximable
 from patchflow.errors import InputError, NumericalError
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import operator_norm
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 # Power iteration finds a norm from below; and what a step may be above the one before by rounding, or by a constant
@@ -191,7 +191,7 @@ def _repeat(
     x, history = v, []
     converged = interrupted = False
     root, rounding = math.sqrt(v.numel()), 100 * torch.finfo(v.dtype).eps
-    bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=max_iterations, shown=progress)
     try:
         for k in range(max_iterations):
             moved, x = advance(v)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.fit import Fit
@@ -18,6 +17,7 @@ from patchflow.numerics.patches import PatchSampler, common_channels
 from patchflow.priors.adversarial import adversarial_loss
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.blur import gaussian_kernel
+from patchflow.progress import progress_line
 
 # How often the loss is recorded and the progress line renewed, as in `fit`.
 _REPORT_EVERY = 50
@@ -97,7 +97,7 @@ def learn_critic(
     losses: list[float] = []
     block: list[float] = []
     step, stopped, started = 0, "finished", time.perf_counter()
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         for step in range(1, steps + 1):
             elapsed = time.perf_counter() - started

@@ -38,11 +38,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.numerics.gradient_estimators import Estimator, Exact, Saga, Sarah, Smooth
 from patchflow.palm_optimizer import Block, Curvature, Palm
+from patchflow.progress import progress_line
 
 
 class PalmResult(NamedTuple):
@@ -165,7 +165,7 @@ def _run(
         raise InputError(f"The number of steps is {steps} but must be at least 1.")
     objective, residual, passes = [], [], []
     converged, interrupted, step = False, False, 0
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
 
     def record() -> None:
         found = optimizer.measure(estimator.whole)

@@ -23,10 +23,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 
@@ -86,7 +86,7 @@ def minimize(
     history: list[float] = []
     converged = interrupted = False
     before = x.detach().clone()
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         for step in range(steps):
             current = energies[step % len(energies)]

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.energy import Proximable
 from patchflow.errors import InputError, NumericalError
 from patchflow.priors.differences import Fields
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 
@@ -102,7 +102,7 @@ def primal_dual(
     image, slope = problem.apply(u), problem.adjoint(d)
     history: list[float] = []
     converged = interrupted = False
-    bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=max_iterations, shown=progress)
     try:
         for k in range(max_iterations):
             u_new, own = problem.primal_step(u, slope)
@@ -187,7 +187,7 @@ def half_quadratic_splitting(
         raise InputError(f"The weight is {weight} but must be positive and finite.")
     x, history, interrupted = init, [], False
     try:
-        for beta in tqdm(betas, disable=not progress, unit="step", dynamic_ncols=True):
+        for beta in progress_line(betas, shown=progress):
             z = denoise(x, beta**-0.5)
             x = data.prox(z, 1 / (weight * beta), condition)
             history.append(float((x - z).norm() / x.norm().clamp_min(1e-30)))

@@ -38,7 +38,7 @@ _FOR_SAMPLES: dict[str, ImageMethod] = {"drunet": "dpir", "patch_nr": "patchnr"}
 # Of CT scans.
 _OF_SCANS: dict[str, ImageMethod] = {"patch_nr": "patchnr", "epll": "epll"}
 # Evaluations of the prior that a reconstruction takes.
-_EVALUATIONS = {"patchnr": 400, "epll": 40, "dpir": plug_and_play.STEPS}
+_EVALUATIONS = {"patchnr": 400, "epll": 40}
 
 
 class Choice(NamedTuple):
@@ -91,7 +91,7 @@ def choose_method(
         if wrong:
             passed.append(f"{found[kind]} is for another measurement")
             continue
-        seconds = 0.0 if budget is None else _seconds(model, method, likelihood.operator.initial(y))
+        seconds = 0.0 if budget is None else _seconds(model, method, likelihood, y)
         if budget is not None and seconds > budget:
             passed.append(f"{method} would take about {seconds:.0f} s")
             continue
@@ -174,11 +174,13 @@ def _unfit(model: nn.Module, y: Tensor, likelihood: GaussianLikelihood) -> bool:
 
 
 @torch.no_grad()
-def _seconds(model: nn.Module, method: str, init: Tensor) -> float:
+def _seconds(model: nn.Module, method: str, likelihood: GaussianLikelihood, y: Tensor) -> float:
     """How long a reconstruction will take, by one evaluation."""
+    init, evaluations = likelihood.operator.initial(y), _EVALUATIONS.get(method, 1)
     begun = time.perf_counter()
     if isinstance(model, PatchPrior):
         model.phases()[0].value_and_grad(init)
     elif isinstance(model, Denoiser):
         model(init, model.levels[1])
-    return _EVALUATIONS.get(method, 1) * (time.perf_counter() - begun)
+        evaluations = len(plug_and_play.noise_levels(likelihood))
+    return evaluations * (time.perf_counter() - begun)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from patchflow.cli.error_bars import Recipe
 from patchflow.cli.error_bars_fit import check_known, refuse_learned, write_calibration
@@ -19,6 +18,7 @@ from patchflow.cli.slices import SLACK, check_grey, read_slices
 from patchflow.cli.tomography_methods import Choices, SliceSolver
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.problems.attenuation import HU_RANGE
+from patchflow.progress import progress_line
 
 
 def calibrate_slices(
@@ -56,7 +56,7 @@ def calibrate_slices(
     )
     sinograms = [
         lodopab.simulate(x, scanner.fine, scanner.photons)
-        for x in tqdm(found.images, unit="slice", dynamic_ncols=True)
+        for x in progress_line(found.images, unit="slice")
     ]
     solve = SliceSolver(replace(scan, y=torch.cat(sinograms)), prior, choices)
     print(solve.describe(), *solve.notes, sep="\n")

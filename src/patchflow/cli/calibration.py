@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.calibration_plots import draw_calibration
 from patchflow.chains.flow import Flow
@@ -26,6 +25,7 @@ from patchflow.cli.posterior_problem import (
 )
 from patchflow.errors import NumericalError
 from patchflow.io.atomic import write_bytes, write_text
+from patchflow.progress import progress_line
 from patchflow.report import versions
 from patchflow.uncertainty.calibration import (
     sbc_ranks,
@@ -142,7 +142,7 @@ def _sampled(
             "forward model, or restrict the prior to where it works."
         )
     parts = []
-    with tqdm(total=datasets, unit="dataset", dynamic_ncols=True) as bar:
+    with progress_line(total=datasets, unit="dataset") as bar:
         for block in y.split(1 if metropolis else max(1, _BLOCK // draws)):
             if metropolis:
                 x = sample_posterior(flow, draws, block, correct="metropolis").x

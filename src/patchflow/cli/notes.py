@@ -10,6 +10,9 @@ from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.reconstruct.automatic_weight import Trial, WeightChoice, choose_weight
 from patchflow.solution import Solution
 
+# A residual of so small a share of the noise follows the noise.
+_SMALL = 0.5
+
 
 def choose(
     solve: Callable[[Tensor, float], Solution],
@@ -63,6 +66,21 @@ def choose(
             f"The two disagree by more than a factor of four: check {level}, and look at both reconstructions."
         )
     return choice, notes
+
+
+def overfit(residual: float, noise: float) -> list[str]:
+    """A sentence if the residual is so small that the noise must be in the image; else none.
+
+    Args:
+        residual: The root mean square of the residual.
+        noise: The standard deviation of the noise.
+    """
+    if residual > _SMALL * noise:
+        return []
+    return [
+        f"The residual is {residual / noise:.2f} of the noise, so that noise is in the image: raise --weight, or check "
+        "--noise and how well the prior has learned."
+    ]
 
 
 def convergence(solutions: Sequence[Solution], advice: str = "") -> list[str]:

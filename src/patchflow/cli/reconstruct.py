@@ -16,7 +16,7 @@ from patchflow.cli.error_bars import Calibration, Recipe
 from patchflow.cli.image_methods import ImageMethod, Solver, Texture
 from patchflow.cli.image_report import image_report
 from patchflow.cli.image_samples import Chain, Sampling
-from patchflow.cli.notes import convergence
+from patchflow.cli.notes import convergence, overfit
 from patchflow.cli.novelty import Watch
 from patchflow.cli.options import (
     check_output,
@@ -239,6 +239,8 @@ def reconstruct(
         f"{target}: {method}{weighted}, {solution.steps} steps in {seconds:.1f} s; "
         f"residual {residual:.4f} at noise {flags.std:g}."
     )
+    if not weightless:
+        notes += overfit(residual, flags.std)
     print(*notes, sep="\n", end="\n" if notes else "")
     if x_true is not None:
         print(

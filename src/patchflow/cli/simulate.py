@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from patchflow.cli.config import write_config
 from patchflow.cli.options import check_output, check_stack, start, value_range
@@ -19,6 +18,7 @@ from patchflow.io.images import read_stack, write_image
 from patchflow.io.sinogram import Sinogram, write_sinogram
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.problems.attenuation import MU_MAX
+from patchflow.progress import progress_line
 
 
 def simulate(
@@ -111,10 +111,7 @@ def _simulate_ct(
     if found.note:
         print(found.note)
     print(f"Measured on a finer grid: {operator.describe()}.")
-    y = [
-        lodopab.simulate(x, operator, photons)
-        for x in tqdm(found.images, unit="slice", dynamic_ncols=True)
-    ]
+    y = [lodopab.simulate(x, operator, photons) for x in progress_line(found.images, unit="slice")]
     write_sinogram(
         target,
         Sinogram(

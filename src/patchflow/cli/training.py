@@ -160,9 +160,15 @@ class Training:
                 **self.novelty(model),
             },
         )
+        steps = f"{result.steps} step{'s' * (result.steps != 1)}"
         print(
-            f"{self.target}: {said(result)} after {result.steps} steps in {result.seconds:.0f} s ({result.stopped})."
+            f"{self.target}: {said(result)} after {steps} in {result.seconds:.0f} s ({result.stopped})."
         )
+        if result.stopped == "budget" and len(result.validation) < 3:
+            print(
+                f"The time limit ended it after so few steps that it was hardly validated; give it more --seconds than "
+                f"{self.settings['seconds']:g}."
+            )
         if result.stopped == "interrupted":
             again = command_line(self.command, dict(self.settings) | {"resume": True}, "images")
             print(f"Interrupted; {state} holds the state. Continue with: {again}")

@@ -73,6 +73,8 @@ class ResidualUNet(nn.Module):
             for i, o in pairs
         )
         self.tail = nn.Conv2d(widths[0], outputs * cell**2, 3, padding=1, bias=bias)
+        # Convolutions of few channels are a quarter faster so, on a processor.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
         self,
@@ -89,6 +91,7 @@ class ResidualUNet(nn.Module):
         missing = [-extent % self.stride for extent in (width, height)]
         padded = functional.pad(x, [0, missing[0], 0, missing[1]], mode="replicate")
         u = functional.pixel_unshuffle(padded, self.cell)
+        u = u.contiguous(memory_format=torch.channels_last)
         if number is not None:
             u = torch.cat((u, number.expand(len(u), 1, *u.shape[-2:])), 1)
         u = self.head(u)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError
 from patchflow.problems.likelihood import Likelihood
+from patchflow.progress import progress_line
 from patchflow.records import Record
 from patchflow.solution import Solution
 from patchflow.table import Metric, Table, build_table
@@ -138,7 +138,7 @@ def compare(
     first = {case.group: case.image for case in reversed(cases)}
     for method, solve in solvers.items():
         possible = [case for case in cases if (method, case.group) not in leave_out]
-        for case in tqdm(possible, desc=method, unit="image", dynamic_ncols=True):
+        for case in progress_line(possible, title=method, unit="image"):
             label = f"{method}, {case.group}" if case.group else method
             if (label, case.image) in done:
                 records.append(done[label, case.image])

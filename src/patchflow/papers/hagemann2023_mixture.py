@@ -21,7 +21,6 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.chains.bijections import AffineCoupling
 from patchflow.chains.features import NormalScores
@@ -38,6 +37,7 @@ from patchflow.posterior_models import joint_batches, prepare
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.mixture import ConditionalMixture, GaussianMixture
 from patchflow.problems.likelihood import GaussianNoise, Likelihood
+from patchflow.progress import progress_line
 from patchflow.records import Record
 from patchflow.sample_metrics import wasserstein1
 from patchflow.table import Metric, Table, build_table
@@ -199,7 +199,7 @@ def _samplers(
     target, found = likelihood + prior, {}
     batches = joint_batches(prior, likelihood, SAMPLES)
     trained: dict[str, tuple[Flow, float]] = {}
-    for method in tqdm([m for m in methods if m in PUBLISHED], desc="training"):
+    for method in progress_line([m for m in methods if m in PUBLISHED], title="training"):
         torch.manual_seed(seed)
         flow, lr = published_flow(method, target)
         # The last MALA layer leaves the posterior invariant: INN+MALA is trained exactly as INN.

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.chains.bijections import AffineCoupling
 from patchflow.chains.flow import Flow
@@ -42,6 +41,7 @@ from patchflow.posterior_models import conditional_snf, joint_batches
 from patchflow.priors.gaussian import StandardNormal
 from patchflow.priors.uniform import Uniform
 from patchflow.problems.likelihood import Likelihood
+from patchflow.progress import progress_line
 from patchflow.records import Record
 from patchflow.table import Metric, Table, build_table
 from patchflow.uncertainty.evidence import sample_posterior
@@ -204,7 +204,7 @@ def _score(
     records = []
     target = likelihood + prior
     for k, y in enumerate(
-        tqdm(measurements(likelihood, observations, seed).split(1), desc="measurement")
+        progress_line(measurements(likelihood, observations, seed).split(1), title="measurement")
     ):
         grid = posterior_by_quadrature(target, y)
         reference = grid.counts(SAMPLES)

@@ -26,6 +26,7 @@ from patchflow.learn_posterior import learn_posterior
 from patchflow.papers.sbibm_tasks import NAMES, Task, read_observation, task
 from patchflow.posterior_models import conditional_snf
 from patchflow.problems.likelihood import Likelihood
+from patchflow.progress import progress_line
 from patchflow.records import Record
 from patchflow.sample_metrics import c2st
 from patchflow.table import Metric, Table, build_table
@@ -87,7 +88,7 @@ def run(
             f"{', '.join(METHODS)}."
         )
     records: list[Record] = []
-    for name in tqdm(methods, desc="task"):
+    for name in progress_line(methods, title="task"):
         torch.manual_seed(seed)
         problem = task(name.removesuffix(SIMULATOR), data / "sbibm")
         records += _task(name, problem, data / "sbibm", observations, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from patchflow.methods import METHODS, Method, Task
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.sampling import Mask
 from patchflow.reconstruct import plug_and_play
 from patchflow.solution import Solution
 
@@ -21,7 +22,8 @@ _SHORT_STEPS = 12
 
 def _short_dpir(task: Task) -> Solution:
     assert isinstance(task.likelihood, GaussianLikelihood)
-    levels = plug_and_play.noise_levels(task.likelihood, _SHORT_STEPS)
+    steps = None if isinstance(task.likelihood.operator, Mask) else _SHORT_STEPS
+    levels = plug_and_play.noise_levels(task.likelihood, steps)
     settings = {"levels": levels, "turn": True}
     return METHODS["dpir"].solve(task._replace(settings=settings))
 

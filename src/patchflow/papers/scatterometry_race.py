@@ -13,7 +13,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.chains.flow import Flow
 from patchflow.energy import Energy
@@ -21,6 +20,7 @@ from patchflow.errors import InputError
 from patchflow.papers.hagemann2023_scatterometry import OURS_SNF, measurements
 from patchflow.papers.scatterometry import cell_counts, histogram_kl, posterior_by_quadrature
 from patchflow.problems.likelihood import Likelihood
+from patchflow.progress import progress_line
 from patchflow.records import Record
 from patchflow.table import Metric, Table, build_table
 from patchflow.uncertainty.evidence import sample_posterior
@@ -67,7 +67,7 @@ def race(
     hook = likelihood.register_forward_hook(count)
     records = []
     rows = measurements(likelihood, observations, seed + 1).split(1)
-    for k, y in enumerate(tqdm(rows, desc="race", unit="measurement")):
+    for k, y in enumerate(progress_line(rows, title="race", unit="measurement")):
         grid = posterior_by_quadrature(target, y)
         reference = grid.counts(SAMPLES)
         floor = histogram_kl(reference, grid.counts(SAMPLES))

@@ -28,6 +28,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.4,
     },
     ("deblurring", "Gaussian"): {
+        "single-image-denoiser": 0.46,
         "tikhonov": 80.0,
         "tv": 4.9,
         "tgv": 4.9,
@@ -39,6 +40,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.4,
     },
     ("inpainting", "hole"): {
+        "single-image-denoiser": 0.03,
         "tv": 310.0,
         "tgv": 1.8,
         "dip-tv": 39.0,
@@ -49,6 +51,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.035,
     },
     ("inpainting", "80 % missing"): {
+        "single-image-denoiser": 0.03,
         "tv": 0.35,
         "wpp": 71.0,
         "wpp-sinkhorn": 0.53,
@@ -57,6 +60,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.0032,
     },
     ("denoising", "sigma 0.05"): {
+        "single-image-denoiser": 0.03,
         "tikhonov": 160.0,
         "tv": 16.0,
         "tgv": 16.0,
@@ -68,6 +72,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.57,
     },
     ("denoising", "sigma 0.1"): {
+        "single-image-denoiser": 0.03,
         "tikhonov": 110.0,
         "tv": 7.8,
         "tgv": 7.8,

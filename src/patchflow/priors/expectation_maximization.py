@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError
 from patchflow.numerics.quadratic import coefficients, feature_count, features, moments
+from patchflow.progress import progress_line
 
 # Points whose features are in memory at a time.
 _CHUNK = 4096
@@ -96,7 +96,7 @@ def fit_mixture(
         mixture = start.weights.double(), start.means.double(), start.covariances.double()
     before, history = mixture, []
     converged = interrupted = False
-    bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=max_iterations, shown=progress)
     try:
         while True:
             sums, total = _expect(z, space.theta(*mixture).to(z))

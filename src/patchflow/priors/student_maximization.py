@@ -31,12 +31,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError
 from patchflow.numerics.quadratic import features, moments
 from patchflow.priors.expectation_maximization import Whitening, check_points, start_mixture
 from patchflow.priors.student import log_densities
+from patchflow.progress import progress_line
 
 DEGREES = (0.1, 1000.0)
 # Where the degrees of freedom start.
@@ -115,7 +115,7 @@ def fit_student_mixture(
         degrees = degrees.clamp(*DEGREES)
     history: list[float] = []
     converged = interrupted = False
-    bar = tqdm(total=max_iterations, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=max_iterations, shown=progress)
     try:
         while True:
             sums, owned, tails, total = _expect(z, space, weights, means, scatters, degrees)

@@ -29,7 +29,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.networks.skip import SkipNet
@@ -37,6 +36,7 @@ from patchflow.numerics.precision import Precision, autocast
 from patchflow.priors.variation import TotalVariation
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.operator import Operator
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 # For one core: chosen on the validation image of super-resolution x4 (600 x 600, noise 0.01), where bicubic
@@ -154,7 +154,7 @@ def reconstruct(
     history: list[float] = []
     kept = mean = None
     best, since, converged, interrupted = math.inf, 0, False, False
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         for step in range(steps):
             if schedule == "cosine":

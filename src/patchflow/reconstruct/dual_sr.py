@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.networks.dual_sr import LinearDownsampler, PatchCritic
@@ -36,6 +35,7 @@ from patchflow.networks.zssr import ResidualConvolutions
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.resolution import check_low_resolution
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 # Published: width 64, crops of 128 in batches of 2, 3000 steps, these rates (constant) and weights of the losses.
@@ -194,7 +194,7 @@ def _learn(
     critic = torch.optim.Adam(model.critic.parameters(), LR_DOWN, BETAS, fused=True)
     history: list[float] = []
     begun = time.perf_counter()
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         while len(history) < steps:
             spent = 0.0 if seconds is None else (time.perf_counter() - begun) / seconds

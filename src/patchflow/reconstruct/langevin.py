@@ -28,11 +28,11 @@ from collections.abc import Callable, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.progress import progress_line
 from patchflow.solution import Samples
 
 # Acceptance at which MALA moves fastest in high dimensions.
@@ -107,7 +107,7 @@ def sample(
     value, slope = target(x)
     steps = burn_in + thin * (draws // chains)
     interrupted = False
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         for k in range(steps):
             h = math.exp(log_h)

@@ -36,10 +36,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from patchflow.errors import InputError, NumericalError
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.progress import progress_line
 from patchflow.solution import Samples
 
 LARGEST, STEPS = 0.5, 60
@@ -110,7 +110,7 @@ def sample(
         raise InputError(f"Got {len(y)} measurements and {len(init)} start images; sample one.")
     kept: list[Tensor] = []
     interrupted = False
-    bar = tqdm(total=draws, disable=not progress, unit="draw", dynamic_ncols=True)
+    bar = progress_line(total=draws, unit="draw", shown=progress)
     try:
         while (missing := draws - sum(map(len, kept))) > 0:
             count = min(batch, missing)

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchflow.energy import Energy
 from patchflow.errors import InputError, NumericalError
@@ -36,6 +35,7 @@ from patchflow.numerics.dihedral import DIHEDRAL, self_ensemble, symmetries
 from patchflow.problems.blur import Blur
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.resolution import check_low_resolution
+from patchflow.progress import progress_line
 from patchflow.solution import Solution
 
 WIDTH, CROP, STEPS, LR, AVERAGE, SECONDS = 64, 64, 3000, 1e-3, 0.99, 120.0
@@ -196,7 +196,7 @@ def _fit_as_published(
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     history: list[float] = []
     begun, since = time.perf_counter(), 0
-    bar = tqdm(total=steps, disable=not progress, unit="step", dynamic_ncols=True)
+    bar = progress_line(total=steps, shown=progress)
     try:
         while len(history) < steps and lr >= _LEAST_LR:
             if seconds is not None and time.perf_counter() - begun > seconds:
