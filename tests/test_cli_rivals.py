@@ -349,3 +349,17 @@ def test_intervals_are_judged_where_the_figures_are_taken(data):
     hole, scattered = (records[f"bicubic, {kind}"] for kind in ("hole", "80 % missing"))
     assert hole["coverage"] < 0.85
     assert abs(scattered["coverage"] - 0.9) < 0.05
+
+
+def test_noise_in_the_image_is_told(files, capsys):
+    run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}", "--method=tv"]
+    assert main([*run, "--weight=0.01", "-o", "x.tif"]) == 0
+    assert "of the noise, so that noise is in the image: raise --weight" in capsys.readouterr().out
+    assert main([*run, "-o", "x.tif"]) == 0
+    assert "noise is in the image" not in capsys.readouterr().out
+
+
+def test_a_training_that_was_hardly_validated_is_told(files, capsys):
+    run = ["train", "patch-nr", "train.tif", "--size=4", "--layers=1", "--hidden=8"]
+    assert main([*run, "--seconds=0.2", "-o", "m.safetensors"]) == 0
+    assert "give it more --seconds than 0.2" in capsys.readouterr().out
