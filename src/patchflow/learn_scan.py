@@ -30,6 +30,7 @@ from patchflow.metrics import psnr
 from patchflow.numerics.precision import Precision
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
+from patchflow.progress import progress_line
 from patchflow.scan_network import Images, Inputs, ScanNetwork
 
 # The largest norm of gradients. Later stages learn from what earlier ones make: one bad step would be learned from.
@@ -84,6 +85,7 @@ class SimulatedPairs:
         fine: The projector on a finer grid, which simulates.
         crop: Side length of the crops.
         batch: Crops per call.
+        progress: Show a progress line while total variation is computed of the first measurements.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class SimulatedPairs:
         fine: ParallelBeam,
         crop: int,
         batch: int,
+        progress: bool = False,
     ) -> None:
         self.model, self.images, self.crop, self.batch = model, list(images), crop, batch
         self.clean = [line_integrals(image, fine) for image in images]
@@ -102,7 +105,13 @@ class SimulatedPairs:
         self._uses = REUSE if len(model.shares) else 1
         self._draws = 1 if model.variation is None else DRAWS
         self._left = [self._draws] * len(self.images)
-        self.measured = [self._measure(k) for k in range(len(self.images))]
+        numbers = progress_line(
+            range(len(self.images)),
+            title="total variation",
+            unit="slice",
+            shown=progress and model.variation is not None,
+        )
+        self.measured = [self._measure(k) for k in numbers]
 
     def _measure(self, k: int) -> tuple[Tensor, Images | None]:
         y, _ = self.model.noise.draw(self.clean[k])
@@ -179,7 +188,7 @@ def learn_scan(
         warmup: Steps of linear warm-up.
         average: Decay of the moving average of the weights; 0 for none.
         patience: Stop early after this many validations without improvement.
-        seconds: Time limit; the schedule ends with it.
+        seconds: Time limit, after the first total variation; the schedule ends with it.
         precision: Precision of the network during training.
         checkpoint: File for the training state.
         resume: Continue from ``checkpoint``; the noise is drawn anew.
@@ -222,7 +231,7 @@ def learn_scan(
         torch.manual_seed(0)
         seen = [model.noise.draw(line_integrals(x, fine))[0] for x in validation]
         held = [(x, y, model.estimate(y)) for x, y in zip(validation, seen, strict=True)]
-        pairs = SimulatedPairs(model, images, fine, crop, batch)
+        pairs = SimulatedPairs(model, images, fine, crop, batch, progress)
     del fine  # its matrices may be large
     estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
     model.scale_(
