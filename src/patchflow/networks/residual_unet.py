@@ -73,7 +73,7 @@ class ResidualUNet(nn.Module):
             for i, o in pairs
         )
         self.tail = nn.Conv2d(widths[0], outputs * cell**2, 3, padding=1, bias=bias)
-        # Convolutions of few channels are a quarter faster so, on a processor.
+        # The layout that convolutions of few channels want on a processor.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
