@@ -57,7 +57,7 @@ def error(path):
         (["epll", "--components=5", "--size=4", "--remove-mean=true"], "epll", 1.0),
         (["wpp", "--count=300", "--size=4"], "wpp", 300.0),
         (["wpp", "--count=300", "--size=4", "--epsilon=0.001", "--scales=1"], "wpp", 300.0),
-        (["local-ar", "--steps=150", "--lr=0.001"], "local-ar", 100.0),
+        (["local-ar", "--steps=300", "--lr=0.001"], "local-ar", 100.0),
     ],
 )
 def test_train_and_reconstruct(files, train, method, weight, capsys):
