@@ -54,10 +54,13 @@ def search(problem, case, method):
         if weight not in tried:
             torch.manual_seed(0)
             begun = time.perf_counter()
-            init = case.likelihood.operator.initial(case.y)
+            operator = case.likelihood.operator
+            init, left = operator.initial(case.y), math.nan
             try:
                 solution = chosen.solve(Task(case.likelihood, case.y, init, weight, prior))
                 x = solution.x.clamp(0, 1)
+                residual = float((operator(solution.x) - case.y).square().mean().sqrt())
+                left = residual / case.likelihood.std
                 found = float(psnr(problem.region(x), problem.region(case.truth)))
                 if solution.converged is False:  # an image of the start as much as of the method
                     found = -math.inf
@@ -65,7 +68,9 @@ def search(problem, case, method):
                 found = -math.inf
             tried[weight] = found
             print(
-                f"  {weight:10.4g} {found:7.2f} dB {time.perf_counter() - begun:6.1f} s", flush=True
+                f"  {weight:10.4g} {found:7.2f} dB {time.perf_counter() - begun:6.1f} s, residual {left:.2f} of the "
+                "noise",
+                flush=True,
             )
 
     default = chosen.weight(case.likelihood, prior)

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import patchflow as pf
+from patchflow import scan_network
 from patchflow.cli import main
+from patchflow.cli.automatic import choose_for_scan
+from patchflow.cli.scan import ScanFlags, read_scan
 from patchflow.io.images import write_image
 from patchflow.io.sinogram import read_sinogram
 from patchflow.learn_scan import DRAWS, REUSE, CorrectionLoss, SimulatedPairs
@@ -18,6 +21,7 @@ from patchflow.problems.scan_geometry import geometry, projector
 from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.reconstruct import total_variation
 from patchflow.scan_network import ScanNetwork
+from patchflow.solution import Solution
 from patchflow.tomography_models import fbp_unet, single_scan
 
 SIZE = 32
@@ -270,7 +274,6 @@ def test_total_variation_is_the_first_stage_where_directions_are_missing(
     assert torch.equal(inputs[:, [1]], estimate)
     assert torch.equal(inputs, model.prepare(y, estimate=estimate))
     torch.testing.assert_close(model(y), model.results(inputs, [2]).clamp(0, 1))
-    # The network sees crops: what it adds to total variation is what the second stage starts at.
     assert inputs.shape[1] == 5
     record = pf.learn_scan(
         model, images[:2], images[2:], crop=SIZE, batch=2, steps=100, average=0.9, lr=1e-2
@@ -285,11 +288,21 @@ def test_total_variation_is_the_first_stage_where_directions_are_missing(
     again = pf.load(tmp_path / "m.safetensors", ScanNetwork)
     torch.testing.assert_close(again(y), model(y), rtol=0, atol=1e-5)
     assert again.variation == model.variation
+    assert single_scan(scan(), 4096.0, start="tv", widths=[8]).variation == (30, 75)
     for start, stages in (("tv", 1), ("network", 0)):
         with pytest.raises(pf.InputError, match=f"as the start is '{start}'"):
             single_scan(kept, 500.0, start=start, stages=stages)
-    with pytest.raises(pf.InputError, match="the first stage is either"):
+    with pytest.raises(pf.InputError, match="only later ones after total variation"):
         ScanNetwork(kept, 500.0, [], list(again.later), [0.7])
+
+
+def test_half_of_total_variation_is_no_start(monkeypatch):
+    model = single_scan(scan(slice(6, 34)), 500.0, stages=2, widths=[8, 8])
+    y = torch.rand(1, 1, 28, 47)
+    half = Solution(torch.zeros(1, 1, SIZE, SIZE), [1.0], 1, False, True)
+    monkeypatch.setattr(scan_network, "primal_dual", lambda *arguments, **options: half)
+    with pytest.raises(KeyboardInterrupt):
+        model(y)
 
 
 def test_noise_is_renewed_less_often_after_total_variation(monkeypatch):
@@ -433,9 +446,19 @@ class TestCommandLine:
         told = capsys.readouterr().out
         assert "total variation needs no model" in told
         assert "s.safetensors is for another scan" in told
-        wedge = [*auto, "--limited=18:162", "-o", "auto.tif"]
+        # With missing directions a density of patches is better, total variation is not.
+        limited = "--limited=18:162"
+        assert main([*train, "--stages=2", limited, "-o", "w.safetensors"]) == 0
+        wedge = [*auto[:-1], "--prior=w.safetensors", limited, "-o", "auto.tif"]
         assert main(wedge) == 0
-        assert "with missing directions it is better than s.safetensors" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "trained for this very scan, and no density of patches was given" in told
+        Path("s.safetensors").rename("s.hidden")
+        pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
+        choice = choose_for_scan(".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")))
+        assert (choice.method, choice.prior) == ("patchnr", "nr.safetensors")
+        assert "with missing directions it is better than w.safetensors" in choice.reason
+        Path("s.hidden").rename("s.safetensors")
         unet = [*run[:3], "--method=fbp-unet", "--prior=s.safetensors"]
         for words, message in (
             (run, "single-image needs --prior"),

@@ -10,6 +10,7 @@ from patchflow.errors import InputError, NumericalError
 from patchflow.fit import Fit, fit
 from patchflow.learn import learn_patches, validation_patches
 from patchflow.models import coupling_flow, patch_nr
+from patchflow.palm_optimizer import Block, Palm
 
 
 class Parabola(Energy):
@@ -197,6 +198,14 @@ def test_refusals(tmp_path):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, budget=0.0)
     with pytest.raises(InputError, match="largest norm of gradients is 0"):
         fit(Parabola(), lambda: torch.ones(4, 1), steps=1, clip=0.0)
+    with pytest.raises(InputError, match="PALM has no gradients to shorten"):
+        fit(
+            Parabola(),
+            lambda: torch.ones(4, 1),
+            steps=1,
+            clip=1.0,
+            optimizer=lambda parameters: Palm([Block("all", list(parameters.values()))]),
+        )
     for steps, lr in ((0, 0.1), (1, -0.1), (1, math.nan)):
         with pytest.raises(InputError, match=f"Got {steps} steps at a learning rate of {lr}"):
             fit(Parabola(), lambda: torch.ones(4, 1), steps=steps, lr=lr)

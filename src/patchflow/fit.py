@@ -91,7 +91,7 @@ def fit(
         warmup: Steps of linear warm-up, at most a tenth of ``steps``.
         average: Decay of an exponential moving average of the parameters; when positive, the average is what is
             validated and kept. 0 switches it off.
-        clip: Shorten gradients whose norm is larger to this norm; not with Palm.
+        clip: Shorten gradients whose norm is larger to this norm; PALM chooses its steps itself and takes none.
         validate: Returns the validation loss of the energy as it stands when called.
         validate_every: Steps between validations.
         patience: Stop after this many validations without a new best.
@@ -107,8 +107,8 @@ def fit(
         The record of the run.
 
     Raises:
-        InputError: If nothing is trainable, the budget or ``clip`` not positive, or ``resume`` has no checkpoint to
-            start from.
+        InputError: If nothing is trainable, the budget or ``clip`` not positive, PALM is to clip, or ``resume`` has no
+            checkpoint to start from.
         NumericalError: If the loss is not finite; the best state so far is kept in ``energy``.
     """
     parameters = {name: p for name, p in energy.named_parameters() if p.requires_grad}

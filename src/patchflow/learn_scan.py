@@ -78,6 +78,7 @@ class SimulatedPairs:
     Crops are turned and mirrored as the scan's symmetries allow, see
     :func:`patchflow.problems.simulated_scan.scan_symmetries`. The measurement of one image after the other is renewed
     at such a rate that each of its pixels is used once on average, or :data:`REUSE` times if there are data steps.
+    After total variation only one in :data:`DRAWS` has new noise.
 
     Args:
         model: The model, which knows the scan.
@@ -105,21 +106,11 @@ class SimulatedPairs:
         self._uses = REUSE if len(model.shares) else 1
         self._draws = 1 if model.variation is None else DRAWS
         self._left = [self._draws] * len(self.images)
-        numbers = progress_line(
-            range(len(self.images)),
-            title="total variation",
-            unit="slice",
-            shown=progress and model.variation is not None,
-        )
-        self.measured = [self._measure(k) for k in numbers]
-
-    def _measure(self, k: int) -> tuple[Tensor, Images | None]:
-        y, _ = self.model.noise.draw(self.clean[k])
-        return y, self.model.estimate(y)
+        self.measured = _all_measured(model, self.clean, progress)
 
     def _prepare(self, k: int) -> Inputs:
         if self._left[k] == 0:
-            self.measured[k], self._left[k] = self._measure(k), self._draws
+            self.measured[k], self._left[k] = _measured(self.model, self.clean[k]), self._draws
         self._left[k] -= 1
         y, estimate = self.measured[k]
         return self.model.prepare(y, estimate=estimate)
@@ -150,6 +141,20 @@ class SimulatedPairs:
             )
         drawn = torch.cat(pairs)
         return drawn[:, :1], drawn[:, 1:]
+
+
+def _measured(model: ScanNetwork, clean: Tensor) -> tuple[Tensor, Images | None]:
+    """A noisy sinogram, and total variation of it where the model starts there."""
+    y, _ = model.noise.draw(clean)
+    return y, model.estimate(y)
+
+
+def _all_measured(
+    model: ScanNetwork, clean: Sequence[Tensor], progress: bool
+) -> list[tuple[Tensor, Images | None]]:
+    shown = progress and model.variation is not None
+    line = progress_line(clean, title="total variation", unit="slice", shown=shown)
+    return [_measured(model, integrals) for integrals in line]
 
 
 def learn_scan(
@@ -229,8 +234,7 @@ def learn_scan(
     # The same whatever the seed: a resumed run has the same scales and the same validation.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        seen = [model.noise.draw(line_integrals(x, fine))[0] for x in validation]
-        held = [(x, y, model.estimate(y)) for x, y in zip(validation, seen, strict=True)]
+        held = _all_measured(model, [line_integrals(x, fine) for x in validation], progress)
         pairs = SimulatedPairs(model, images, fine, crop, batch, progress)
     del fine  # its matrices may be large
     estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
@@ -243,7 +247,7 @@ def learn_scan(
     def validate() -> float:
         values = [
             psnr(model(y, estimate=estimate), x, float(x.max() - x.min()))
-            for x, y, estimate in held
+            for x, (y, estimate) in zip(validation, held, strict=True)
         ]
         return -float(torch.cat(values).mean())
 

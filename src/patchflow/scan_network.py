@@ -43,14 +43,12 @@ from patchflow.problems.scan_geometry import difference
 from patchflow.problems.simulated_scan import scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.splitting import primal_dual
-from patchflow.variation_problem import variation_problem
+from patchflow.variation_problem import TOLERANCE, variation_problem
 
 # Other numbers of photons are served up to a factor.
 _SIMILAR, _MOST = 1.05, 2.0
 # Of the conjugate gradients of a data step.
 _ITERATIONS = 6
-# Of total variation as the first stage.
-_GAP = 1e-2
 _IDENTITY = DIHEDRAL[:1]
 
 Images = Float[Tensor, "batch 1 height width"]
@@ -84,7 +82,7 @@ class ScanNetwork(nn.Module):
 
     Raises:
         InputError: If the number of photons or a share is not positive, or there are later networks without shares or
-            shares without networks, or not exactly one kind of first stage.
+            shares without networks, or the first stage is not one of the two.
     """
 
     centre: Tensor
@@ -102,16 +100,14 @@ class ScanNetwork(nn.Module):
         variation: Variation | None = None,
     ) -> None:
         super().__init__()
-        paired = len(later) == len(first) * bool(shares) if first else bool(later) == bool(shares)
-        if not paired or not all(0 < share < math.inf for share in shares):
+        if variation is None:
+            fits = bool(first) and len(later) == len(first) * bool(shares)
+        else:
+            fits = not first and bool(later) and bool(shares)
+        if not fits or not all(0 < share < math.inf for share in shares):
             raise InputError(
-                f"Got {len(first)} first and {len(later)} later networks and the shares {list(shares)}; give as many "
-                "of either and positive shares, or only first ones."
-            )
-        if bool(first) == bool(variation) or not (first or later):
-            raise InputError(
-                f"Got {len(first)} first networks, {len(later)} later ones and the total variation {variation}; the "
-                "first stage is either, and there must be a network."
+                f"Got {len(first)} first and {len(later)} later networks, the shares {list(shares)} and {variation}; "
+                "give as many of either and positive shares, only first ones, or only later ones after total variation."
             )
         self.operator, self.variation = operator, variation
         self.first, self.later = nn.ModuleList(first), nn.ModuleList(later)
@@ -155,19 +151,26 @@ class ScanNetwork(nn.Module):
 
     @torch.no_grad()
     def estimate(self, y: Float[Tensor, "batch 1 angles bins"]) -> Images | None:
-        """The result of the first stage, if it is total variation."""
+        """The result of the first stage, if it is total variation.
+
+        Raises:
+            KeyboardInterrupt: If it was interrupted: half of it is no start.
+        """
         if self.variation is None:
             return None
         init = self.operator.initial(y)
         likelihood = Likelihood(self.operator, self.noise)
         problem = variation_problem(likelihood, y, init, self.variation.weight)
-        return primal_dual(
+        found = primal_dual(
             problem,
             *problem.start(init),
             relaxation=problem.relaxation,
             max_iterations=self.variation.steps,
-            tolerance=_GAP,
-        ).x
+            tolerance=TOLERANCE,
+        )
+        if found.interrupted:
+            raise KeyboardInterrupt
+        return found.x
 
     @torch.no_grad()
     def prepare(

@@ -18,9 +18,10 @@ from patchflow.problems.likelihood import Likelihood
 from patchflow.reconstruct import deep_image_prior
 from patchflow.scan_network import ScanNetwork
 from patchflow.solution import Solution
+from patchflow.tomography_models import TUNED_PHOTONS, VARIATION
 
 # The scans that the weights were chosen on are LoDoPaB's.
-TUNED_PHOTONS, TUNED_SHAPE = 4096.0, (362, 362)
+TUNED_SHAPE = (362, 362)
 # Peak step of Adam, and ascent of transport's potentials, for images whose details are a few thousandths.
 STEP_SIZE, RATE = 0.003, 1e-3
 
@@ -128,7 +129,7 @@ class TomographyMethod(NamedTuple):
         """Reconstruct."""
         if self.follows_tv:
             weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
-            steps = 150 if options.limited else 75
+            steps = VARIATION[options.limited].steps
             first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
             if first.interrupted:
                 return first
@@ -211,8 +212,8 @@ _METHODS = (
         "total variation",
         methods.METHODS["tv"].solve,
         _splitting,
-        low_dose=Setting(30, 1000),
-        limited=Setting(40, 1000),
+        low_dose=Setting(VARIATION[False].weight, 1000),
+        limited=Setting(VARIATION[True].weight, 1000),
         takes=("weight", "steps"),
     ),
     TomographyMethod(

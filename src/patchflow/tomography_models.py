@@ -18,8 +18,10 @@ from patchflow.scan_network import ScanNetwork, Variation
 
 # Of the error of filtered backprojection: what the first and the last data step take for what is left of it.
 _FIRST, _LAST = 0.7, 0.4
-# Of total variation as the first stage: the weight that is best with so many photons and missing directions, and steps.
-_WEIGHT, _PHOTONS, _VARIATION_STEPS = 40.0, 4096, 150
+# Total variation as a start, by whether directions are missing: the weights that are best with so many photons, on
+# three slices (benchmarks/tune_ct.py). They grow with the root of the photons, as the noise falls with it.
+TUNED_PHOTONS = 4096.0
+VARIATION = {False: Variation(30.0, 75), True: Variation(40.0, 150)}
 # Channels of the scales of their networks.
 WIDTHS = (32, 64, 96)
 
@@ -89,8 +91,9 @@ def single_scan(
         InputError: If a number is out of range, or there is no such start.
     """
     operator = _projector(scan)
+    limited = misses_directions(operator.angles)
     if start == "auto":
-        start = "tv" if misses_directions(operator.angles) else "network"
+        start = "tv" if limited else "network"
     arguments = {
         "start": start,
         "stages": stages,
@@ -115,8 +118,10 @@ def single_scan(
             (3, members * bool(shares)),
         )
     )
-    weight = _WEIGHT * math.sqrt(photons / _PHOTONS)
-    variation = Variation(weight, _VARIATION_STEPS) if start == "tv" else None
+    variation = None
+    if start == "tv":
+        weight, most = VARIATION[limited]
+        variation = Variation(weight * math.sqrt(photons / TUNED_PHOTONS), most)
     model = ScanNetwork(operator, photons, first, later, shares, variation)
     return _named("single_scan", model, arguments)
 

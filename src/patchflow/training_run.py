@@ -43,6 +43,10 @@ class TrainingRun:
             if optimizer is None
             else optimizer(parameters)
         )
+        if clip is not None and isinstance(self.optimizer, Palm):
+            raise InputError(
+                f"The largest norm of gradients is {clip} but PALM has no gradients to shorten; leave clip out."
+            )
         self.kind = type(self.optimizer).__name__.lower()
         self.step, self.seconds, self.since_best = 0, 0.0, 0
         self.losses: list[float] = []

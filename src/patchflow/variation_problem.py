@@ -13,6 +13,8 @@ from patchflow.saddle import PreconditionedSaddle, ProximalSaddle, Steps, saddle
 STEP = 0.015
 # Of the dual variable for the gradient, with projectors: differences of 0.04 count as edges.
 GRADIENT_STEP = 25.0
+# The duality gap that is small enough, as a share of the energy.
+TOLERANCE = 1e-2
 # The norm of the gradient is below its root.
 _SQUARED_NORM = 8.0
 

@@ -116,17 +116,23 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         InputError: If there is no such file or folder.
     """
     found = dict(_models(path))
-    own, passed = found.get("single_scan"), ""
+    own, passed, fits = found.get("single_scan"), "", False
     if own is not None:
         scan = read()
-        passed = f"; {own} is for another scan"
-        if scan.limited:
-            passed = f"; with missing directions it is better than {own}"
-        elif _for_this(own, scan):
+        fits = _for_this(own, scan)
+        if fits and not scan.limited:
             return Choice("single-image", own, "it was trained for this very scan")
+        wedge = f"with missing directions it is better than {own}"
+        passed = f"; {wedge if fits else f'{own} is for another scan'}"
     for kind, method in _OF_SCANS.items():
         if kind in found:
             return Choice(method, found[kind], f"a density of patches serves any scan{passed}")
+    if fits:
+        return Choice(
+            "single-image",
+            own,
+            "it was trained for this very scan, and no density of patches was given",
+        )
     return Choice(
         "tv", None, f"total variation needs no model, and no density of patches was given{passed}"
     )

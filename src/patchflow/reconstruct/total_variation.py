@@ -26,7 +26,7 @@ from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.problems.sampling import Mask
 from patchflow.solution import Solution
 from patchflow.splitting import primal_dual
-from patchflow.variation_problem import variation_problem
+from patchflow.variation_problem import TOLERANCE, variation_problem
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def reconstruct(
     weight: float | int,
     isotropic: bool = True,
     max_iterations: int = 1000,
-    tolerance: float = 1e-2,
+    tolerance: float = TOLERANCE,
     callback: Callable[[int, Tensor, float], Mapping[str, str] | None] | None = None,
     progress: bool = False,
 ) -> Solution:
