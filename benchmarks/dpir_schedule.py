@@ -1,8 +1,8 @@
 """Steps and largest noise level of DPIR with the denoiser of one image, on a corner of the validation image.
 
 Run: python benchmarks/dpir_schedule.py --data DATA --models FOLDER [--problems inpainting ...]. The folder holds the
-denoiser of the tables, single-image-denoiser-material.safetensors; weights are those of the tables. Prints the PSNR and
-the seconds of each number of steps and each largest level, with turned images.
+denoiser of the tables, single-image-denoiser-material.safetensors (or that of --row); weights are those of the tables.
+Prints the PSNR and the seconds of each number of steps and each largest level, with turned images.
 """
 
 import argparse
@@ -23,6 +23,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
 parser.add_argument("--models", required=True, type=Path)
 parser.add_argument("--problems", nargs="*", default=["patchnr-superresolution", "inpainting"])
+parser.add_argument("--row", default="single-image-denoiser", help="whose denoiser")
 parser.add_argument("--steps", nargs="*", type=int, default=[8, 12, 24, 48, 96])
 parser.add_argument("--levels", nargs="*", type=float, default=[0.06, 0.1, 49 / 255])
 parser.add_argument("--side", type=int, default=300, help="pixels along the corner's side")
@@ -30,7 +31,7 @@ parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--json", type=Path)
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
-denoiser = pf.load(arguments.models / "single-image-denoiser-material.safetensors", Denoiser)
+denoiser = pf.load(arguments.models / f"{arguments.row}-material.safetensors", Denoiser)
 
 rows = []
 for problem in (p for name in arguments.problems for p in PROBLEMS[name]):

@@ -76,11 +76,11 @@ def test_train_and_reconstruct(files, train, method, weight, capsys):
 
 def test_a_smoothed_patchnr_is_trained_and_has_its_own_weight(files, capsys):
     run = ["train", "patch-nr", "train.tif", "--size=4", "--layers=3", "--hidden=32"]
-    assert main([*run, "--steps=300", f"--smoothing={NOISE}", "-o", "m.safetensors"]) == 0
+    assert main([*run, "--steps=120", f"--smoothing={NOISE}", "-o", "m.safetensors"]) == 0
     assert pf.load("m.safetensors", pf.PatchPrior).smoothing == NOISE
     run = ["reconstruct", "y.tif", "--problem=denoising", f"--noise={NOISE}"]
-    assert main([*run, "--prior=m.safetensors", "--steps=60", "-o", "x.tif"]) == 0
-    assert "patchnr, weight 0.2, 60 steps" in capsys.readouterr().out
+    assert main([*run, "--prior=m.safetensors", "--steps=30", "-o", "x.tif"]) == 0
+    assert "patchnr, weight 0.2, 30 steps" in capsys.readouterr().out
     assert error("x.tif") < 0.6 * error("y.tif")
 
 

@@ -202,7 +202,7 @@ def test_reconstruct_by_every_method(sinogram, model, monkeypatch, capsys):
 
 
 def test_the_automatic_weight_is_told_and_good(sinogram, capsys):
-    run = ["reconstruct", *MEASURED, "--method=tv", "--steps=100", "-o", "x.npy"]
+    run = ["reconstruct", *MEASURED, "--method=tv", "--steps=60", "-o", "x.npy"]
     assert main([*run, "--weight=auto", "--report=page"]) == 0
     out = capsys.readouterr().out
     assert "weight to be chosen around 30, at most" in out

@@ -11,11 +11,11 @@ import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
-    "inpainting.py": ["--training=80", "--steps=48"],
+    "inpainting.py": ["--training=50", "--steps=24"],
     "oscillation.py": [],
     "own_operator.py": [],
     "posterior.py": ["--training=100"],
-    "super_resolution.py": ["--training=80", "--steps=48"],
+    "super_resolution.py": ["--training=50", "--steps=24"],
     "tomography.py": ["--size=64", "--angles=60"],
 }
 

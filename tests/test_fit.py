@@ -233,7 +233,7 @@ def texture(rows=60, columns=50):
 
 def test_learning_prefers_its_own_texture():
     prior = patch_nr(size=4, layers=3, hidden=32)
-    result = learn_patches(prior, [texture()], steps=300, batch=128, lr=3e-3)
+    result = learn_patches(prior, [texture()], steps=150, batch=128, lr=3e-3)
     own, foreign = texture(), torch.rand(1, 1, 60, 50)
     assert float(prior(own)) < float(prior(foreign))
     assert result.validation[-1][1] < result.validation[0][1]
@@ -251,7 +251,7 @@ def test_smoothing_learns_the_density_of_noisy_patches():
     held = validation_patches([flat], 2, noise=noise)
     assert float(held.std()) == pytest.approx(noise, rel=0.1)
     assert torch.equal(held, validation_patches([flat], 2, noise=noise))
-    result = learn_patches(prior, [flat], [flat], steps=600, batch=128, lr=1e-2)
+    result = learn_patches(prior, [flat], [flat], steps=300, batch=128, lr=1e-2)
     entropy = 4 * (0.5 + 0.5 * math.log(2 * math.pi) + math.log(noise))
     assert result.best == pytest.approx(entropy, abs=0.3)
     noisy = flat + noise * torch.randn_like(flat)

@@ -31,7 +31,7 @@ def test_mixture_table_runs():
     methods = ("INN", "INN+MALA", "VAE+MALA", mixture.OURS, mixture.OURS_METROPOLIS)
     methods = (*methods, mixture.OURS_RESAMPLED, *mixture.BASELINES)
     table, records = mixture.run(
-        methods=methods, mixtures=1, observations=1, steps=2, our_steps=100
+        methods=methods, mixtures=1, observations=1, steps=2, our_steps=60
     )
     values = {record.method: record.values for record in records}
     assert list(values) == list(methods)
@@ -67,8 +67,8 @@ def test_quadrature_of_a_posterior_in_closed_form():
 
 
 def test_scatterometry_table_runs(data_dir, monkeypatch):
-    monkeypatch.setattr(talk, "SAMPLES", 4000)
-    monkeypatch.setattr(scatterometry, "_BUDGET", 30_000)
+    monkeypatch.setattr(talk, "SAMPLES", 2000)
+    monkeypatch.setattr(scatterometry, "_BUDGET", 15_000)
     table, records, flows = talk.run(
         data_dir,
         methods=("INN", "VAE+MALA", talk.OURS, talk.OURS_SNF, talk.EXACT),
