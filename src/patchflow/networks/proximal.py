@@ -69,15 +69,16 @@ class StableActivation(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch features *rest"]) -> Tensor:
         """Apply it, the features on the second axis."""
-        u = u + self._broadcast(self.bias, u)
+        bias = self._broadcast(self.bias, u)
         if self.name == "relu":
-            return u.relu()
+            return (u + bias).relu()
         if self.name == "elu":
-            return functional.elu(u)
+            return functional.elu(u + bias)
         if self.name == "tanh":
-            return u.tanh()
+            return (u + bias).tanh()
         threshold = self._broadcast(self.threshold.abs(), u)
-        return u - torch.minimum(torch.maximum(u, -threshold), threshold)
+        # The same as by minimum and maximum, whose gradients take four times as long.
+        return (u + (bias - threshold)).relu() - (-u - (bias + threshold)).relu()
 
     @staticmethod
     def _broadcast(values: Tensor, u: Tensor) -> Tensor:
