@@ -30,9 +30,7 @@ def test_published_networks_have_their_sizes():
 def test_mixture_table_runs():
     methods = ("INN", "INN+MALA", "VAE+MALA", mixture.OURS, mixture.OURS_METROPOLIS)
     methods = (*methods, mixture.OURS_RESAMPLED, *mixture.BASELINES)
-    table, records = mixture.run(
-        methods=methods, mixtures=1, observations=1, steps=2, our_steps=60
-    )
+    table, records = mixture.run(methods=methods, mixtures=1, observations=1, steps=2, our_steps=60)
     values = {record.method: record.values for record in records}
     assert list(values) == list(methods)
     assert all(math.isfinite(v["w1"]) for v in values.values())

@@ -9,12 +9,14 @@ for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k
 (:mod:`patchflow.scan_network`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
 several networks of a stage each has this loss, and their mean is taken. Where the first stage is total variation, the
 first term is missing and :math:`s` is the size of its error. What the later networks are given is made of whole images
-by all of them, as they are at that time, and no gradient goes through it. Line integrals are computed once; the noise
-is drawn anew, image by image.
+by all of them, as they are at that time, and no gradient goes through it. The noise is drawn anew, image by image.
+Where directions are missing, what is missing depends on how an object lies: each measurement is of an image that is
+turned and scaled at random.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,11 +30,19 @@ from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
 from patchflow.metrics import psnr
 from patchflow.numerics.precision import Precision
-from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
+from patchflow.numerics.ramp import misses_directions
+from patchflow.problems.simulated_scan import (
+    line_integrals,
+    refined,
+    scan_symmetries,
+    turned_and_scaled,
+)
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.progress import progress_line
 from patchflow.scan_network import Images, Inputs, ScanNetwork
 
+# An image is turned by at most so many radians, and magnified by at most such a factor or its inverse.
+_TURN, _SCALE = math.pi / 6, 1.2
 # The largest norm of gradients. Later stages learn from what earlier ones make: one bad step would be learned from.
 _CLIP = 1.0
 # The smallest crop that is worth learning from.
@@ -41,7 +51,7 @@ _LEAST_CROP = 16
 REUSE = 8
 # How often a measurement is prepared anew, by networks that have learned, before its noise is drawn anew where total
 # variation is computed of it, which takes longer than all else.
-DRAWS = 8
+DRAWS = 4
 
 
 class CorrectionLoss(Energy):
@@ -86,6 +96,7 @@ class SimulatedPairs:
         fine: The projector on a finer grid, which simulates.
         crop: Side length of the crops.
         batch: Crops per call.
+        move: Turn and scale the images for each new measurement but the first.
         progress: Show a progress line while total variation is computed of the first measurements.
     """
 
@@ -96,9 +107,11 @@ class SimulatedPairs:
         fine: ParallelBeam,
         crop: int,
         batch: int,
+        move: bool = False,
         progress: bool = False,
     ) -> None:
         self.model, self.images, self.crop, self.batch = model, list(images), crop, batch
+        self.truths, self.fine = list(images), fine if move else None
         self.clean = [line_integrals(image, fine) for image in images]
         self.inputs: list[Tensor] = []
         self.turns = scan_symmetries(model.operator)
@@ -110,6 +123,10 @@ class SimulatedPairs:
 
     def _prepare(self, k: int) -> Inputs:
         if self._left[k] == 0:
+            if self.fine is not None:
+                turn, power = (2 * torch.rand(2) - 1).tolist()
+                self.truths[k] = turned_and_scaled(self.images[k], turn * _TURN, _SCALE**power)
+                self.clean[k] = line_integrals(self.truths[k], self.fine)
             self.measured[k], self._left[k] = _measured(self.model, self.clean[k]), self._draws
         self._left[k] -= 1
         y, estimate = self.measured[k]
@@ -135,7 +152,7 @@ class SimulatedPairs:
                     len(self.turns),
                 )
             )
-            pair = torch.cat((self.images[k], self.inputs[k]), 1)
+            pair = torch.cat((self.truths[k], self.inputs[k]), 1)
             pairs.append(
                 self.turns[turn](pair[:, :, top : top + self.crop, left : left + self.crop])
             )
@@ -235,7 +252,8 @@ def learn_scan(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         held = _all_measured(model, [line_integrals(x, fine) for x in validation], progress)
-        pairs = SimulatedPairs(model, images, fine, crop, batch, progress)
+        move = misses_directions(model.operator.angles)
+        pairs = SimulatedPairs(model, images, fine, crop, batch, move, progress)
     del fine  # its matrices may be large
     estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
     model.scale_(

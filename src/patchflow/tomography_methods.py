@@ -1,7 +1,7 @@
 """The reconstructions of computed tomography by name, each a function of sinogram, start, prior and setting.
 
-Methods that descend a learned energy start at total variation: from filtered backprojection Adam takes thousands of
-steps to fill in directions that were not measured.
+Methods that descend a learned energy start at total variation, or at what networks for this scan make of it: from
+filtered backprojection Adam takes thousands of steps to fill in directions that were not measured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from patchflow.tomography_models import TUNED_PHOTONS, VARIATION
 TUNED_SHAPE = (362, 362)
 # Peak step of Adam, and ascent of transport's potentials, for images whose details are a few thousandths.
 STEP_SIZE, RATE = 0.003, 1e-3
+# Steps from the result of networks. On a tuning slice with missing directions 100, 300 and 1,000 steps had 32.06, 32.20
+# and 32.08 dB, the networks 31.75.
+FROM_NETWORK = 300
 
 
 class Setting(NamedTuple):
@@ -65,6 +68,7 @@ class Options(NamedTuple):
         lr: Adam's peak step.
         stride: Stride of the patch grid.
         solver: Adam or L-BFGS.
+        start: Networks for this scan, where methods that descend a learned energy start in place of total variation.
     """
 
     shape: tuple[int, int] = TUNED_SHAPE
@@ -75,6 +79,7 @@ class Options(NamedTuple):
     lr: float | None = None
     stride: int | None = None
     solver: Literal["adam", "lbfgs"] = "adam"
+    start: ScanNetwork | None = None
 
 
 # The arguments of a solver for a number of steps and options.
@@ -116,6 +121,8 @@ class TomographyMethod(NamedTuple):
         the mean over all patches, as in the paper.
         """
         weight, steps = self.limited if options.limited else self.low_dose
+        if options.start is not None:
+            steps = min(steps, FROM_NETWORK)
         if self.learned:
             weight *= math.prod(TUNED_SHAPE) / math.prod(options.shape)
         else:
@@ -127,7 +134,9 @@ class TomographyMethod(NamedTuple):
 
     def run(self, task: Task, options: Options) -> Solution:
         """Reconstruct."""
-        if self.follows_tv:
+        if self.follows_tv and options.start is not None:
+            task = task._replace(fbp=options.start(task.y, ensemble=True))
+        elif self.follows_tv:
             weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
             steps = VARIATION[options.limited].steps
             first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
@@ -156,7 +165,8 @@ class TomographyMethod(NamedTuple):
             return f"{self.title}."
         weight, steps = self.setting(options)
         most = "" if "lr" in self.takes else "at most "
-        start = ", from total variation" if self.follows_tv else ""
+        first = "total variation" if options.start is None else "the networks"
+        start = f", from {first}" if self.follows_tv else ""
         return f"{self.title}, weight {weight:.4g}, {most}{steps} steps{start}."
 
     def check_prior(self, prior: nn.Module | None) -> None:

@@ -42,11 +42,12 @@ _EVALUATIONS = {"patchnr": 400, "epll": 40}
 
 
 class Choice(NamedTuple):
-    """A method, its model file, and why it was chosen."""
+    """A method, its model file, why it was chosen, and of scans the networks to start at."""
 
     method: ImageMethod
     prior: str | None
     reason: str
+    start: str | None = None
 
 
 def choose_method(
@@ -122,11 +123,12 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         fits = _for_this(own, scan)
         if fits and not scan.limited:
             return Choice("single-image", own, "it was trained for this very scan")
-        wedge = f"with missing directions it is better than {own}"
+        wedge = f"with missing directions it is best from the result of {own}"
         passed = f"; {wedge if fits else f'{own} is for another scan'}"
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            return Choice(method, found[kind], f"a density of patches serves any scan{passed}")
+            reason = f"a density of patches serves any scan{passed}"
+            return Choice(method, found[kind], reason, own if fits else None)
     if fits:
         return Choice(
             "single-image",

@@ -33,7 +33,7 @@ _IMAGE_FLAGS = {
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),
-    **{"units": "normalised", "template": None, "dataset": None, "scan": None},
+    **{"units": "normalised", "template": None, "dataset": None, "scan": None, "start": None},
 }
 
 

@@ -18,13 +18,8 @@ from patchflow.cli.image_report import image_report
 from patchflow.cli.image_samples import Chain, Sampling
 from patchflow.cli.notes import convergence, overfit
 from patchflow.cli.novelty import Watch
-from patchflow.cli.options import (
-    check_output,
-    check_stack,
-    output_folder,
-    start,
-    value_range,
-)
+from patchflow.cli.options import check_output, check_stack, output_folder, value_range
+from patchflow.cli.options import start as begin
 from patchflow.cli.problems import Settings, refuse_foreign_flags
 from patchflow.cli.sample_report import notes_of, write_samples
 from patchflow.cli.scan import ScanFlags, read_scan
@@ -68,6 +63,7 @@ def reconstruct(
     chain: Chain = "mala",
     perception: float = 0.0,
     texture: str | None = None,
+    start: str | None = None,
     budget: float | None = None,
     steps: int | None = None,
     stride: int | None = None,
@@ -132,10 +128,12 @@ def reconstruct(
         chain: Of samples by Markov chains: mala (accept or reject) or langevin (all accepted, biased by the step).
         perception: From 0 (most accurate) to 1 (best texture): moves the output towards what --texture knows.
         texture: The model of patchflow train patch-nr for --perception.
+        start: ct: a model of train single-scan or fbp-unet at whose result patchnr, epll, wpp and local-ar start, in
+            place of total variation.
         budget: --method auto: seconds that the reconstruction may take, by an estimate on this machine.
         steps: Steps of the solver: patchnr, student-t and patch-vae 400, local-ar 72; of samples 600 of each chain, or
-            60 levels. ct: 1000 if directions are missing; tv and tgv: at most 1000, fewer once the duality gap is
-            closed.
+            60 levels. ct: 1000 if directions are missing, 300 with --start; tv and tgv: at most 1000, fewer once the
+            duality gap is closed.
         stride: Stride of the patch grid whose phase cycles; by default the patch size: each step tiles the image.
         lr: Peak step of Adam, 0.01; for local-ar 0.02, for ct 0.003.
         solver: adam, or lbfgs, which takes all patches in each step and needs fewer steps.
@@ -158,6 +156,7 @@ def reconstruct(
         if method == "auto":
             found = choose_for_scan(prior, partial(read_scan, measurement, scan))
             method, prior, why = _say(found, settings)
+            start = settings["start"] = found.start or start
             print(*why)
         choices = Choices(
             method,
@@ -173,6 +172,7 @@ def reconstruct(
             template,
             report,
             calibration,
+            start,
         )
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
@@ -204,7 +204,7 @@ def reconstruct(
     watch = Watch.read(novelty, prior, loaded, report=report, calibrated=has_own)
     if report is not None:
         output_folder(report)
-    start(seed, threads)
+    begin(seed, threads)
     y, likelihood = measured()
     check_stack(target, len(y))
     x_true = None if truth is None else read_stack(truth, value_range=value_range(range), grey=grey)

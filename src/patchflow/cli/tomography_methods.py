@@ -45,6 +45,7 @@ class Choices:
         template: The DICOM series whose headers the output takes.
         report: Folder for the report.
         calibration: What ``patchflow calibrate`` wrote.
+        start: The model file of networks for this scan, where methods with a patch energy start.
 
     Raises:
         InputError: If a flag does not concern the method or is out of range.
@@ -63,6 +64,7 @@ class Choices:
     template: str | None
     report: str | None
     calibration: str | None = None
+    start: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("weight", "steps", "lr", "stride", "solver"):
@@ -79,6 +81,9 @@ class Choices:
             raise InputError(
                 f"--prior {self.prior} says nothing about the method {self.method}; leave it out."
             )
+        if self.start is not None and (not self.chosen.follows_tv or self.preset == "paper"):
+            who = "preset paper" if self.preset == "paper" else f"method {self.method}"
+            raise InputError(f"--start {self.start} says nothing about the {who}; leave it out.")
         if isinstance(self.weight, str) and self.weight != "auto":
             raise InputError(f"The weight is {self.weight!r} but must be a number or auto.")
         for flag, value in (("--weight", self.weight), ("--lr", self.lr)):
@@ -98,8 +103,11 @@ class Choices:
     @property
     def changed(self) -> bool:
         """Whether the solver is not that of the defaults."""
-        chosen = (self.steps, self.lr, self.stride)
-        return chosen != (None, None, None) or (self.solver, self.preset) != ("adam", "default")
+        chosen = (self.steps, self.lr, self.stride, self.start)
+        return any(value is not None for value in chosen) or (self.solver, self.preset) != (
+            "adam",
+            "default",
+        )
 
     @property
     def _options(self) -> Options:
@@ -117,7 +125,16 @@ class Choices:
             shape=scan.operator.domain_shape,
             limited=scan.limited,
             photons=scan.photons,
+            start=self._network(scan),
         )
+
+    def _network(self, scan: Scan) -> ScanNetwork | None:
+        """Read the networks to start at."""
+        if self.start is None:
+            return None
+        network = models.load(self.start, ScanNetwork)
+        network.check(scan.operator, scan.photons)
+        return network
 
     def load(self, scan: Scan) -> Learned | None:
         """Read the model that the method needs.
@@ -167,9 +184,10 @@ class SliceSolver:
         self.scan, self.prior, self.choices = scan, prior, choices
         self.method, self.options = choices.chosen, choices.options(scan)
         self.notes: list[str] = []
-        if isinstance(prior, ScanNetwork):
-            warning = prior.check(scan.operator, scan.photons)
-            self.notes += [warning] if warning else []
+        for network in (prior, self.options.start):
+            if isinstance(network, ScanNetwork):
+                warning = network.check(scan.operator, scan.photons)
+                self.notes += [warning] if warning else []
         self._waits = choices.weight == "auto"
         # Published with this prior; :meth:`Choices.load` has checked that it is one of patches.
         self._published = choices.preset == "paper" and isinstance(prior, PatchPrior)

@@ -46,9 +46,11 @@ from patchflow.tomography_methods import METHODS as BY_NAME
 from patchflow.tomography_methods import Options, Task, TomographyMethod, method_of
 
 Problem = Literal["ct-low-dose", "ct-limited-angle"]
+# patchNR that starts at the result of single-image.
+AFTER = "patchnr-after-single-image"
 METHODS = (
     *("fbp", "tv", "tgv", "dip-tv", "wpp", "wpp-sinkhorn", "local-ar", "epll", "patchnr"),
-    *("fbp-unet", "single-image"),
+    *("fbp-unet", "single-image", AFTER),
 )
 USUAL = tuple(method for method in METHODS if method != "dip-tv")
 # Networks for a scan: they learn from its measurements, where other methods learn from images.
@@ -157,10 +159,17 @@ def run(
     if prior is not None:
         library.priors["patchnr-lung"] = prior
     ordered = [method for method in METHODS if method in methods]
-    priors = {
-        method: library.prior(method, problem if method in SCANNED else "lung", pupils)
-        for method in ordered
+
+    def learned(method: str) -> nn.Module | None:
+        return library.prior(method, problem if method in SCANNED else "lung", pupils)
+
+    solvers = {
+        method: solver(problem, method, learned(method)) for method in ordered if method != AFTER
     }
+    if AFTER in ordered:
+        network = learned("single-image")
+        assert isinstance(network, ScanNetwork)
+        solvers[AFTER] = solver(problem, AFTER, learned("patchnr"), network)
     first = cases[0]
     repeats = [
         first._replace(y=slices.simulate(first.truth, fine, seed + 1000 + k)[:, :, kept])
@@ -168,7 +177,7 @@ def run(
     ]
     outcome = compare(
         cases,
-        {method: solver(problem, method, priors[method]) for method in ordered},
+        solvers,
         _measure,
         repeats=repeats,
         steady="tv" if "tv" in ordered else ordered[0],
@@ -199,6 +208,7 @@ def run(
 
 def by_name(name: str) -> TomographyMethod:
     """The method of a name, or that of which a row is a variant; see :func:`patchflow.papers.rows.by_name`."""
+    name = "patchnr" if name == AFTER else name
     return method_of(name if name in BY_NAME else image_method(name).name)
 
 
@@ -260,10 +270,12 @@ TEACHERS: dict[str, Teacher] = {
 }
 
 
-def solver(problem: Problem, method: str, prior: nn.Module | None) -> Solver:
+def solver(
+    problem: Problem, method: str, prior: nn.Module | None, start: ScanNetwork | None = None
+) -> Solver:
     """A method with its default setting for the table."""
     chosen = by_name(method)
-    options = Options(limited=problem == "ct-limited-angle")
+    options = Options(limited=problem == "ct-limited-angle", start=start)
 
     def solve(case: Case) -> Tensor:
         operator = case.likelihood.operator
