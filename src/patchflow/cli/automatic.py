@@ -1,8 +1,8 @@
 """``reconstruct --method auto``: the method that the given models, the measurement, samples and time allow.
 
 The order is that of the tables in ``benchmarks/README.md``: a network that was trained for this very measurement is the
-most accurate and the fastest for images, then come the priors of patches, then a denoiser, and total variation needs no
-model.
+most accurate and the fastest for images, then come the priors of patches, then a denoiser, which is better than they
+are only after a longer training, and total variation needs no model.
 """
 
 from __future__ import annotations

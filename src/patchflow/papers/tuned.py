@@ -18,6 +18,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "dip-tv": 11.0,
     },
     ("deblurring", "motion"): {
+        "single-image-denoiser": 0.33,
         "tv": 9.9,
         "tgv": 7.0,
         "dip-tv": 4.9,
