@@ -21,7 +21,9 @@ from patchflow.tomography_methods import METHODS, Options, Task
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path, help="folder with ct/")
 parser.add_argument("--models", required=True, type=Path, help="folder of learned models")
-parser.add_argument("--problem", default="ct-limited-angle")
+parser.add_argument(
+    "--problem", default="ct-limited-angle", choices=["ct-limited-angle", "ct-low-dose"]
+)
 parser.add_argument("--slices", type=int, default=1)
 parser.add_argument("--steps", nargs="*", type=int, default=[100, 300, 1000])
 parser.add_argument("--threads", type=int, default=2)
@@ -34,7 +36,7 @@ kept = lodopab.LIMITED if limited else slice(None)
 likelihood = lodopab.likelihood(lodopab.geometry().select(kept))
 fine = lodopab.geometry(lodopab.FINE)
 cases = slices.simulated_cases(
-    *(arguments.data, ["B40f"], arguments.slices, fine, likelihood, kept, 0), rows=slices.TUNING
+    arguments.data, ["B40f"], arguments.slices, fine, likelihood, kept, 0, slices.TUNING
 )
 del fine
 network = pf.load(arguments.models / f"single-image-{arguments.problem}.safetensors", ScanNetwork)
@@ -43,11 +45,10 @@ rows = []
 for case in cases:
     init = likelihood.operator.initial(case.y)
     own = float(case.truth.max() - case.truth.min())
-    starts = {"networks": network, "total variation": None}
     tried = [("single-image", Options(limited=limited), network, None)]
     tried += [
         ("patchnr", Options(limited=limited, steps=steps, start=start), prior, name)
-        for name, start in starts.items()
+        for name, start in (("networks", network), ("total variation", None))
         for steps in arguments.steps
     ]
     for method, options, model, name in tried:

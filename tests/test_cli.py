@@ -118,13 +118,13 @@ def test_repeated_training_gives_the_same_model(image):
 
 
 def test_interrupted_training_keeps_the_best_and_resumes(image, monkeypatch, capsys):
-    run = ["train", "patch-nr", image, "--steps=80", *TINY]
+    run = ["train", "patch-nr", image, "--steps=120", *TINY]
     assert main([*run, "--output=whole.safetensors"]) == 0
     draw, calls = PatchSampler.__call__, []
 
     def interrupt(self):
         calls.append(1)
-        if len(calls) == 50:
+        if len(calls) == 110:
             raise KeyboardInterrupt
         return draw(self)
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,20 +137,47 @@ def test_an_image_is_turned_and_magnified_around_its_centre(shape):
     assert (moved[0, 0] - other).abs().max() > 0.3
 
 
-def test_objects_lie_in_another_position_in_each_new_measurement_where_directions_are_missing():
+def test_objects_lie_in_another_position_in_each_new_measurement(monkeypatch):
     images = slices(2)
     model = single_scan(scan(slice(6, 34)), 500.0, start="network", stages=1, widths=[8, 8])
+    monkeypatch.setattr(model.noise, "draw", lambda clean: (clean, None))
     fine = refined(model.operator, (64, 64))
     pairs = SimulatedPairs(model, images, fine, SIZE, 1, move=True)
     assert all(x is image for x, image in zip(pairs.truths, images, strict=True))
     for _ in range(10):
-        pairs()
+        x, u = pairs()
     for k in range(2):
-        assert not torch.equal(pairs.truths[k], images[k])
-        torch.testing.assert_close(pairs.clean[k], line_integrals(pairs.truths[k], fine))
-        error = model.backproject(pairs.clean[k]) - pairs.inputs[k]
-        wrong = model.backproject(pairs.clean[k]) - model.backproject(pairs.clean[1 - k])
-        assert error.norm() < wrong.norm()
+        assert (pairs.truths[k] - images[k]).norm() > 0.1 * images[k].norm()
+        clean = line_integrals(pairs.truths[k], fine)
+        torch.testing.assert_close(pairs.inputs[k], model.backproject(clean))
+    # What is drawn belongs together.
+    assert any(
+        torch.equal(x, g(pairs.truths[k])) and torch.equal(u, g(pairs.inputs[k]))
+        for g in pairs.turns
+        for k in range(2)
+    )
+
+
+def test_they_do_so_where_directions_are_missing_or_if_asked(monkeypatch):
+    moved = []
+
+    class Told(Exception):
+        pass
+
+    def tell(*arguments, move, progress):
+        moved.append(move)
+        raise Told
+
+    # The package has the function of this name.
+    monkeypatch.setattr(sys.modules["patchflow.learn_scan"], "SimulatedPairs", tell)
+    for operator, asked in (
+        (scan(), None),
+        (scan(slice(6, 34)), None),
+        (scan(slice(6, 34)), False),
+    ):
+        with pytest.raises(Told):
+            pf.learn_scan(small(operator), slices(3), move=asked, steps=1)
+    assert moved == [False, True, False]
 
 
 def test_noise_is_fresh_and_has_the_law_of_the_scan():
@@ -503,18 +531,25 @@ class TestCommandLine:
         choice = choose_for_scan(".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")))
         assert choice[:2] == ("patchnr", "nr.safetensors")
         assert choice.start == "w.safetensors"
-        assert "it is best from the result of w.safetensors" in choice.reason
+        assert "it goes on from the result of w.safetensors" in choice.reason
         assert main([*auto[:-1], "--prior=.", limited, "--steps=3", "-o", "auto.tif"]) == 0
         told = capsys.readouterr().out
         assert re.search(r"patchNR, weight .*, 3 steps, from the networks\.", told)
         again = yaml.safe_load(Path("auto.yaml").read_text())
         assert (again["method"], again["start"]) == ("patchnr", "w.safetensors")
-        # A few small steps lead hardly anywhere: it is where the networks led.
-        near, networks = (pf.read_stack(path, slack=1.0) for path in ("auto.tif", "w.tif"))
-        assert (near - networks).norm() < 0.1 * networks.norm()
+        choice = choose_for_scan(
+            ".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")), starts=False
+        )
+        assert choice[:2] == ("patchnr", "nr.safetensors")
+        assert choice.start is None
+        assert main([*auto[:-1], "--prior=.", limited, "--start=w.safetensors"]) == 2
+        assert "chosen by --method auto, too; leave it out" in capsys.readouterr().err
         for words, message in (
             (["--method=tv", "--start=w.safetensors"], "says nothing about the method tv"),
-            (["--prior=nr.safetensors", "--start=nr.safetensors"], "nr.safetensors"),
+            (
+                ["--prior=nr.safetensors", "--start=nr.safetensors"],
+                "is no model of patchflow train",
+            ),
             (["--prior=nr.safetensors", "--start=w.safetensors"], "but the model was trained for"),
         ):
             assert main(["reconstruct", "y.h5", "--problem=ct", *words]) == 2

@@ -20,6 +20,7 @@ from patchflow.papers import patchnr_tomography as tables
 from patchflow.papers import tomography_cases
 from patchflow.papers.altekrueger2023_patchnr import weight_of_mean
 from patchflow.problems.tomography import ParallelBeam
+from patchflow.scan_network import ScanNetwork
 from patchflow.solution import Solution
 from patchflow.tomography_methods import Setting
 
@@ -147,6 +148,34 @@ def test_the_start_is_what_it_was_and_the_gap_decides_about_a_solution() -> None
             task = methods.Task(lodopab.likelihood(lodopab.geometry(4, angles=2)), empty, empty)
             methods.METHODS["epll"].run(task, options)
         assert seen == [steps]
+
+
+def test_methods_of_patches_go_on_from_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def solve(task):
+        seen.append((float(task.init), task.settings["steps"]))
+        return Solution(task.init, [], 1, True)
+
+    class Network(ScanNetwork):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, y, *, ensemble=False, estimate=None):
+            return torch.full((1, 1, 1, 1), 0.25 if ensemble else 0.5)
+
+    monkeypatch.setitem(
+        methods.METHODS, "patchnr", methods.METHODS["patchnr"]._replace(solve=solve)
+    )
+    empty = torch.zeros(1, 1, 1, 1)
+    task = methods.Task(lodopab.likelihood(lodopab.geometry(4, angles=2)), empty, empty)
+    options = methods.Options(limited=True, start=Network())
+    for given in (None, 7, 1000):
+        methods.METHODS["patchnr"].run(task, options._replace(steps=given))
+    assert seen == [(0.25, methods.FROM_NETWORK), (0.25, 7), (0.25, 1000)]
+    assert "from the networks" in methods.METHODS["patchnr"].describe(options)
+    # Of methods that do not go on from anything it changes nothing.
+    assert methods.METHODS["tv"].setting(options).steps == 1000
 
 
 def test_a_deep_image_prior_fits_a_sinogram() -> None:

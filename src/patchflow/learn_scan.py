@@ -10,8 +10,8 @@ for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k
 several networks of a stage each has this loss, and their mean is taken. Where the first stage is total variation, the
 first term is missing and :math:`s` is the size of its error. What the later networks are given is made of whole images
 by all of them, as they are at that time, and no gradient goes through it. The noise is drawn anew, image by image.
-Where directions are missing, what is missing depends on how an object lies: each measurement is of an image that is
-turned and scaled at random.
+Where directions are missing, what is missing depends on how an object lies: each measurement but the first of an image
+is of one that is turned and scaled at random.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class SimulatedPairs:
         fine: ParallelBeam,
         crop: int,
         batch: int,
+        *,
         move: bool = False,
         progress: bool = False,
     ) -> None:
@@ -180,6 +181,7 @@ def learn_scan(
     validation: Sequence[Tensor] = (),
     *,
     fine: ParallelBeam | None = None,
+    move: bool | None = None,
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
@@ -202,6 +204,8 @@ def learn_scan(
         images: Training images, each (1, 1, height, width) of the scan's pixels, in units of the largest attenuation.
         validation: Images to validate on; without them the middle one of the training images is held out.
         fine: The projector on a finer grid, which simulates; by default on twice as many pixels along a side.
+        move: Turn the images by up to 30 degrees and scale them by up to 1.2 for each new measurement; by default where
+            directions are missing.
         crop: Side length of the crops; smaller where the images are.
         batch: Crops per step.
         steps: Training steps.
@@ -213,7 +217,7 @@ def learn_scan(
         seconds: Time limit, after the first total variation; the schedule ends with it.
         precision: Precision of the network during training.
         checkpoint: File for the training state.
-        resume: Continue from ``checkpoint``; the noise is drawn anew.
+        resume: Continue from ``checkpoint``; noise and positions are drawn anew.
         progress: Show a progress line.
 
     Returns:
@@ -252,8 +256,8 @@ def learn_scan(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         held = _all_measured(model, [line_integrals(x, fine) for x in validation], progress)
-        move = misses_directions(model.operator.angles)
-        pairs = SimulatedPairs(model, images, fine, crop, batch, move, progress)
+        move = misses_directions(model.operator.angles) if move is None else move
+        pairs = SimulatedPairs(model, images, fine, crop, batch, move=move, progress=progress)
     del fine  # its matrices may be large
     estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
     model.scale_(

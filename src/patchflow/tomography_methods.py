@@ -96,7 +96,7 @@ class TomographyMethod(NamedTuple):
         low_dose: The default setting where all directions were measured.
         limited: The one where 36 of 180 degrees are missing.
         takes: The :class:`Options` that concern it: weight, steps, lr, stride, solver.
-        learned: What checks the prior, if it needs one; if it has steps, it then starts at total variation.
+        learned: What checks the prior, if it needs one; if it has steps, it then :attr:`refines`.
     """
 
     name: str
@@ -109,8 +109,8 @@ class TomographyMethod(NamedTuple):
     learned: methods.Method | None = None
 
     @property
-    def follows_tv(self) -> bool:
-        """It starts at total variation."""
+    def refines(self) -> bool:
+        """It starts at total variation, or at what networks for the scan make of it."""
         return self.learned is not None and "steps" in self.takes
 
     def setting(self, options: Options) -> Setting:
@@ -120,7 +120,7 @@ class TomographyMethod(NamedTuple):
         the mean over all patches, as in the paper.
         """
         weight, steps = self.limited if options.limited else self.low_dose
-        if options.start is not None:
+        if self.refines and options.start is not None:
             steps = min(steps, FROM_NETWORK)
         if self.learned:
             weight *= math.prod(TUNED_SHAPE) / math.prod(options.shape)
@@ -133,9 +133,9 @@ class TomographyMethod(NamedTuple):
 
     def run(self, task: Task, options: Options) -> Solution:
         """Reconstruct."""
-        if self.follows_tv and options.start is not None:
+        if self.refines and options.start is not None:
             task = task._replace(fbp=options.start(task.y, ensemble=True))
-        elif self.follows_tv:
+        elif self.refines:
             weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
             steps = VARIATION[options.limited].steps
             first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
@@ -165,7 +165,7 @@ class TomographyMethod(NamedTuple):
         weight, steps = self.setting(options)
         most = "" if "lr" in self.takes else "at most "
         first = "total variation" if options.start is None else "the networks"
-        start = f", from {first}" if self.follows_tv else ""
+        start = f", from {first}" if self.refines else ""
         return f"{self.title}, weight {weight:.4g}, {most}{steps} steps{start}."
 
     def check_prior(self, prior: nn.Module | None) -> None:

@@ -62,6 +62,7 @@ def reconstruct_ct(
     template = None if choices.template is None else _read_template(choices.template, scan)
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
     prior = choices.load(scan)
+    solve = SliceSolver(scan, prior, choices)
     has_own = calibrated is not None and calibrated.novelty is not None
     watch = Watch.read(novelty, choices.prior, prior, report=choices.report, calibrated=has_own)
     watch.check(torch.zeros(1, 1, *scan.operator.domain_shape))
@@ -72,7 +73,6 @@ def reconstruct_ct(
     print(
         f"{scan.operator.describe()}; {scan.covered:.4g} of 180 degrees, {scan.photons:g} photons."
     )
-    solve = SliceSolver(scan, prior, choices)
     print(solve.describe())
     begun = time.perf_counter()
     results = _run(scan, truth, solve)

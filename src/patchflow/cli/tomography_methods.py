@@ -81,7 +81,7 @@ class Choices:
             raise InputError(
                 f"--prior {self.prior} says nothing about the method {self.method}; leave it out."
             )
-        if self.start is not None and (not self.chosen.follows_tv or self.preset == "paper"):
+        if self.start is not None and (not self.chosen.refines or self.preset == "paper"):
             who = "preset paper" if self.preset == "paper" else f"method {self.method}"
             raise InputError(f"--start {self.start} says nothing about the {who}; leave it out.")
         if isinstance(self.weight, str) and self.weight != "auto":
@@ -132,8 +132,11 @@ class Choices:
         """Read the networks to start at."""
         if self.start is None:
             return None
-        network = models.load(self.start, ScanNetwork)
-        network.check(scan.operator, scan.photons)
+        network = models.load(self.start, nn.Module)
+        if not isinstance(network, ScanNetwork):
+            raise InputError(
+                f"--start {self.start} is no model of patchflow train single-scan or fbp-unet; give one of these."
+            )
         return network
 
     def load(self, scan: Scan) -> Learned | None:
@@ -211,7 +214,7 @@ class SliceSolver:
         fbp = self.scan.operator.initial(y)
         if not self._waits:
             return Result(self._solve(y, self.weight, follow), fbp)
-        choice, self.notes = choose(
+        choice, told = choose(
             lambda measurement, weight: self._solve(measurement, weight, None),
             self.scan.likelihood,
             y,
@@ -219,6 +222,7 @@ class SliceSolver:
             level="--photons",
         )
         self.weight, self._waits = choice.weight, False
+        self.notes += told
         if len(self.scan.y) > 1:
             self.notes.append("The weight was chosen on the first slice, for all.")
         return Result(choice.solution, fbp)

@@ -189,7 +189,7 @@ def run(
         f"; {key} learned in {time:.0f} s" for key, time in library.trainings.items()
     )
     missing = "36 of 180 degrees missing, " if problem == "ct-limited-angle" else ""
-    started = any(by_name(method).follows_tv for method in ordered)
+    started = any(by_name(method).refines for method in ordered if method != AFTER)
     start = (
         ", learned methods start at total variation (counted in their seconds)" if started else ""
     )
