@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,7 @@ from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.scan_geometry import geometry, projector
-from patchflow.problems.simulated_scan import (
-    line_integrals,
-    refined,
-    scan_symmetries,
-    turned_and_scaled,
-)
+from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.reconstruct import total_variation
 from patchflow.scan_network import ScanNetwork
 from patchflow.solution import Solution
@@ -116,68 +110,6 @@ def test_a_refined_grid_measures_the_same():
     torch.testing.assert_close(line_integrals(x, fine), operator(x), rtol=0, atol=2e-4)
     with pytest.raises(pf.InputError, match="96 x 90 pixels does not cover"):
         refined(operator, (96, 90))
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (48, 80)])
-def test_an_image_is_turned_and_magnified_around_its_centre(shape):
-    """A bump in another place, of another size."""
-    i, j = torch.meshgrid(
-        *(torch.arange(extent) - (extent - 1) / 2 for extent in shape), indexing="ij"
-    )
-
-    def bump(row, column, size):
-        return torch.exp(-((i - row).square() + (j - column).square()) / (2 * size**2))
-
-    angle, scale, row, column = 0.4, 1.3, 9.0, -4.0
-    moved = turned_and_scaled(bump(row, column, 4.0)[None, None], angle, scale)
-    c, s = scale * math.cos(angle), scale * math.sin(angle)
-    expected = bump(c * row - s * column, c * column + s * row, scale * 4)
-    torch.testing.assert_close(moved[0, 0], expected, rtol=0, atol=0.02)
-    other = bump(c * row + s * column, c * column - s * row, scale * 4)
-    assert (moved[0, 0] - other).abs().max() > 0.3
-
-
-def test_objects_lie_in_another_position_in_each_new_measurement(monkeypatch):
-    images = slices(2)
-    model = single_scan(scan(slice(6, 34)), 500.0, start="network", stages=1, widths=[8, 8])
-    monkeypatch.setattr(model.noise, "draw", lambda clean: (clean, None))
-    fine = refined(model.operator, (64, 64))
-    pairs = SimulatedPairs(model, images, fine, SIZE, 1, move=True)
-    assert all(x is image for x, image in zip(pairs.truths, images, strict=True))
-    for _ in range(10):
-        x, u = pairs()
-    for k in range(2):
-        assert (pairs.truths[k] - images[k]).norm() > 0.1 * images[k].norm()
-        clean = line_integrals(pairs.truths[k], fine)
-        torch.testing.assert_close(pairs.inputs[k], model.backproject(clean))
-    # What is drawn belongs together.
-    assert any(
-        torch.equal(x, g(pairs.truths[k])) and torch.equal(u, g(pairs.inputs[k]))
-        for g in pairs.turns
-        for k in range(2)
-    )
-
-
-def test_they_do_so_where_directions_are_missing_or_if_asked(monkeypatch):
-    moved = []
-
-    class Told(Exception):
-        pass
-
-    def tell(*arguments, move, progress):
-        moved.append(move)
-        raise Told
-
-    # The package has the function of this name.
-    monkeypatch.setattr(sys.modules["patchflow.learn_scan"], "SimulatedPairs", tell)
-    for operator, asked in (
-        (scan(), None),
-        (scan(slice(6, 34)), None),
-        (scan(slice(6, 34)), False),
-    ):
-        with pytest.raises(Told):
-            pf.learn_scan(small(operator), slices(3), move=asked, steps=1)
-    assert moved == [False, True, False]
 
 
 def test_noise_is_fresh_and_has_the_law_of_the_scan():

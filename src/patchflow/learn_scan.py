@@ -9,14 +9,12 @@ for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k
 (:mod:`patchflow.scan_network`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
 several networks of a stage each has this loss, and their mean is taken. Where the first stage is total variation, the
 first term is missing and :math:`s` is the size of its error. What the later networks are given is made of whole images
-by all of them, as they are at that time, and no gradient goes through it. The noise is drawn anew, image by image.
-Where directions are missing, what is missing depends on how an object lies: each measurement but the first of an image
-is of one that is turned and scaled at random.
+by all of them, as they are at that time, and no gradient goes through it. Line integrals are computed once; the noise
+is drawn anew, image by image.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,19 +28,11 @@ from patchflow.errors import InputError
 from patchflow.fit import Fit, fit
 from patchflow.metrics import psnr
 from patchflow.numerics.precision import Precision
-from patchflow.numerics.ramp import misses_directions
-from patchflow.problems.simulated_scan import (
-    line_integrals,
-    refined,
-    scan_symmetries,
-    turned_and_scaled,
-)
+from patchflow.problems.simulated_scan import line_integrals, refined, scan_symmetries
 from patchflow.problems.tomography import ParallelBeam
 from patchflow.progress import progress_line
 from patchflow.scan_network import Images, Inputs, ScanNetwork
 
-# An image is turned by at most so many radians, and magnified by at most such a factor or its inverse.
-_TURN, _SCALE = math.pi / 6, 1.2
 # The largest norm of gradients. Later stages learn from what earlier ones make: one bad step would be learned from.
 _CLIP = 1.0
 # The smallest crop that is worth learning from.
@@ -51,7 +41,7 @@ _LEAST_CROP = 16
 REUSE = 8
 # How often a measurement is prepared anew, by networks that have learned, before its noise is drawn anew where total
 # variation is computed of it, which takes longer than all else.
-DRAWS = 4
+DRAWS = 8
 
 
 class CorrectionLoss(Energy):
@@ -96,7 +86,6 @@ class SimulatedPairs:
         fine: The projector on a finer grid, which simulates.
         crop: Side length of the crops.
         batch: Crops per call.
-        move: Turn and scale the images for each new measurement but the first.
         progress: Show a progress line while total variation is computed of the first measurements.
     """
 
@@ -107,12 +96,9 @@ class SimulatedPairs:
         fine: ParallelBeam,
         crop: int,
         batch: int,
-        *,
-        move: bool = False,
         progress: bool = False,
     ) -> None:
         self.model, self.images, self.crop, self.batch = model, list(images), crop, batch
-        self.truths, self.fine = list(images), fine if move else None
         self.clean = [line_integrals(image, fine) for image in images]
         self.inputs: list[Tensor] = []
         self.turns = scan_symmetries(model.operator)
@@ -124,10 +110,6 @@ class SimulatedPairs:
 
     def _prepare(self, k: int) -> Inputs:
         if self._left[k] == 0:
-            if self.fine is not None:
-                turn, power = (2 * torch.rand(2) - 1).tolist()
-                self.truths[k] = turned_and_scaled(self.images[k], turn * _TURN, _SCALE**power)
-                self.clean[k] = line_integrals(self.truths[k], self.fine)
             self.measured[k], self._left[k] = _measured(self.model, self.clean[k]), self._draws
         self._left[k] -= 1
         y, estimate = self.measured[k]
@@ -153,7 +135,7 @@ class SimulatedPairs:
                     len(self.turns),
                 )
             )
-            pair = torch.cat((self.truths[k], self.inputs[k]), 1)
+            pair = torch.cat((self.images[k], self.inputs[k]), 1)
             pairs.append(
                 self.turns[turn](pair[:, :, top : top + self.crop, left : left + self.crop])
             )
@@ -181,7 +163,6 @@ def learn_scan(
     validation: Sequence[Tensor] = (),
     *,
     fine: ParallelBeam | None = None,
-    move: bool | None = None,
     crop: int = 96,
     batch: int = 4,
     steps: int = 20_000,
@@ -204,8 +185,6 @@ def learn_scan(
         images: Training images, each (1, 1, height, width) of the scan's pixels, in units of the largest attenuation.
         validation: Images to validate on; without them the middle one of the training images is held out.
         fine: The projector on a finer grid, which simulates; by default on twice as many pixels along a side.
-        move: Turn the images by up to 30 degrees and scale them by up to 1.2 for each new measurement; by default where
-            directions are missing.
         crop: Side length of the crops; smaller where the images are.
         batch: Crops per step.
         steps: Training steps.
@@ -217,7 +196,7 @@ def learn_scan(
         seconds: Time limit, after the first total variation; the schedule ends with it.
         precision: Precision of the network during training.
         checkpoint: File for the training state.
-        resume: Continue from ``checkpoint``; noise and positions are drawn anew.
+        resume: Continue from ``checkpoint``; the noise is drawn anew.
         progress: Show a progress line.
 
     Returns:
@@ -256,8 +235,7 @@ def learn_scan(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         held = _all_measured(model, [line_integrals(x, fine) for x in validation], progress)
-        move = misses_directions(model.operator.angles) if move is None else move
-        pairs = SimulatedPairs(model, images, fine, crop, batch, move=move, progress=progress)
+        pairs = SimulatedPairs(model, images, fine, crop, batch, progress)
     del fine  # its matrices may be large
     estimates = [estimate for _, estimate in pairs.measured if estimate is not None]
     model.scale_(

@@ -54,8 +54,7 @@ def train_fbp_unet(
     """Learn to correct filtered backprojections by a U-Net, for reconstruct --problem ct --method fbp-unet.
 
     The scan is simulated, with fresh noise all the time: the model serves this geometry and this number of photons.
-    Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so. Where directions are
-    missing the slices are turned and scaled at random, but for --preset paper.
+    Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
     --resume continues.
@@ -100,8 +99,7 @@ def train_fbp_unet(
         cell=cell,
         preset=preset,
     )
-    # Published is to learn from the slices as they are.
-    _fit(training, scanner, model, move=False if preset == "paper" else None)
+    _fit(training, scanner, model)
 
 
 def train_single_scan(
@@ -141,8 +139,7 @@ def train_single_scan(
 
     Networks correct filtered backprojection, or total variation where directions are missing; between them steps lead
     towards the sinogram. The scan is simulated, with fresh noise all the time: the model serves this geometry and this
-    number of photons. Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so. Where
-    directions are missing the slices are turned and scaled at random.
+    number of photons. Say them by the flags of simulate --problem ct, or by --scan, a sinogram that was taken so.
 
     Writes the model, and beside it the configuration (.yaml) that repeats the run. Ctrl-C keeps the best state so far;
     --resume continues.
@@ -217,13 +214,11 @@ def _begin(command: str, settings: Mapping[str, Any]) -> tuple[Training, Scanner
     return training, scanner
 
 
-def _fit(
-    training: Training, scanner: Scanner, model: ScanNetwork, *, move: bool | None = None
-) -> None:
+def _fit(training: Training, scanner: Scanner, model: ScanNetwork) -> None:
     said = training.settings
     training.fit(
         model,
         learn_scan,
         lambda result: f"{-result.best:.2f} dB on the validation slices",
-        {"fine": scanner.fine, "move": move, "crop": said["crop"], "precision": said["precision"]},
+        {"fine": scanner.fine, "crop": said["crop"], "precision": said["precision"]},
     )

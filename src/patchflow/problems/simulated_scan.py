@@ -1,4 +1,4 @@
-"""What a simulation of scans needs: a finer grid, the geometry's symmetries, and objects in other positions."""
+"""What a simulation of scans needs: a finer grid than that of the reconstruction, and the geometry's symmetries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from patchflow.problems.tomography import ParallelBeam
 
 # Angles in radians that differ by less are the same direction.
 _SAME = 1e-5
-
-Images = Float[Tensor, "batch channels height width"]
 
 
 def refined(operator: ParallelBeam, shape: Shape) -> ParallelBeam:
@@ -46,7 +44,9 @@ def refined(operator: ParallelBeam, shape: Shape) -> ParallelBeam:
     )
 
 
-def line_integrals(x: Images, fine: ParallelBeam) -> Float[Tensor, "batch channels angles bins"]:
+def line_integrals(
+    x: Float[Tensor, "batch channels height width"], fine: ParallelBeam
+) -> Float[Tensor, "batch channels angles bins"]:
     """Line integrals of images through a finer grid, to which they are brought bilinearly: no inverse crime.
 
     Args:
@@ -57,27 +57,6 @@ def line_integrals(x: Images, fine: ParallelBeam) -> Float[Tensor, "batch channe
         x, fine.domain_shape, mode="bilinear", align_corners=False, antialias=False
     )
     return fine(large)
-
-
-def turned_and_scaled(x: Images, angle: float, scale: float) -> Images:
-    """Images turned around their centre and magnified, bicubically; what comes in from outside is reflected.
-
-    Args:
-        x: Images, in [0, 1].
-        angle: The angle, in radians; counter-clockwise.
-        scale: The magnification.
-    """
-    height, width = x.shape[-2:]
-    c, s = math.cos(angle) / scale, math.sin(angle) / scale
-    # In coordinates from -1 to 1 along either side.
-    theta = x.new_tensor([[[c, -s * height / width, 0], [s * width / height, c, 0]]])
-    grid = functional.affine_grid(
-        theta.expand(len(x), 2, 3), [len(x), 1, height, width], align_corners=False
-    )
-    moved = functional.grid_sample(
-        x, grid, mode="bicubic", padding_mode="reflection", align_corners=False
-    )
-    return moved.clamp(0, 1)
 
 
 def scan_symmetries(operator: ParallelBeam) -> tuple[Symmetry, ...]:
