@@ -24,7 +24,7 @@ from patchflow.tomography_models import TUNED_PHOTONS, VARIATION
 TUNED_SHAPE = (362, 362)
 # Peak step of Adam, and ascent of transport's potentials, for images whose details are a few thousandths.
 STEP_SIZE, RATE = 0.003, 1e-3
-# Steps from the result of networks, the best of 100, 300 and 1,000 on a tuning slice (benchmarks/start_ct.py).
+# Steps from the result of networks, the best of 100, 300 and 1,000 on one tuning slice (benchmarks/start_ct.py).
 FROM_NETWORK = 300
 
 

@@ -42,12 +42,11 @@ _EVALUATIONS = {"patchnr": 400, "epll": 40}
 
 
 class Choice(NamedTuple):
-    """A method, its model file, why it was chosen, and of scans the networks to start at."""
+    """A method, its model file, and why it was chosen."""
 
     method: ImageMethod
     prior: str | None
     reason: str
-    start: str | None = None
 
 
 def choose_method(
@@ -106,13 +105,12 @@ def choose_method(
     return Choice("tv", None, "; ".join(["total variation needs no model", *passed]))
 
 
-def choose_for_scan(path: str | None, read: Callable[[], Scan], *, starts: bool = True) -> Choice:
+def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
     """Choose for CT scans, as the tables of low dose and of missing directions prefer.
 
     Args:
         path: A model file, or a folder of some; None for no model.
         read: Reads the scan.
-        starts: Whether a method may start at the result of networks.
 
     Raises:
         InputError: If there is no such file or folder.
@@ -124,16 +122,11 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan], *, starts: bool 
         fits = _for_this(own, scan)
         if fits and not scan.limited:
             return Choice("single-image", own, "it was trained for this very scan")
-        wedge = (
-            f"with missing directions it goes on from the result of {own}"
-            if starts
-            else f"neither --preset paper nor --calibration goes with a start at {own}"
-        )
+        wedge = f"with missing directions it is better than {own}"
         passed = f"; {wedge if fits else f'{own} is for another scan'}"
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            reason = f"a density of patches serves any scan{passed}"
-            return Choice(method, found[kind], reason, own if fits and starts else None)
+            return Choice(method, found[kind], f"a density of patches serves any scan{passed}")
     if fits:
         return Choice(
             "single-image",

@@ -154,13 +154,8 @@ def reconstruct(
     if problem == "ct":
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         if method == "auto":
-            if start is not None:
-                raise InputError(f"--start {start} is chosen by --method auto, too; leave it out.")
-            starts = preset == "default" and calibration is None
-            read = partial(read_scan, measurement, scan)
-            found = choose_for_scan(prior, read, starts=starts)
+            found = choose_for_scan(prior, partial(read_scan, measurement, scan))
             method, prior, why = _say(found, settings)
-            start = settings["start"] = found.start
             print(*why)
         choices = Choices(
             method,
