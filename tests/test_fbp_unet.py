@@ -463,8 +463,8 @@ class TestCommandLine:
         choice = choose_for_scan(".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")))
         assert (choice.method, choice.prior) == ("patchnr", "nr.safetensors")
         assert "with missing directions it is better than w.safetensors" in choice.reason
-        run = [*auto[:-1], "--prior=nr.safetensors", limited, "--start=w.safetensors", "--steps=3"]
-        assert main([*run, "-o", "auto.tif"]) == 0
+        further = ["--prior=nr.safetensors", limited, "--start=w.safetensors", "--steps=3"]
+        assert main([*auto[:-1], *further, "-o", "auto.tif"]) == 0
         told = capsys.readouterr().out
         assert re.search(r"patchNR, weight .*, 3 steps, from the networks\.", told)
         again = yaml.safe_load(Path("auto.yaml").read_text())
