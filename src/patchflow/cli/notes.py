@@ -10,7 +10,7 @@ from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
 from patchflow.reconstruct.automatic_weight import Trial, WeightChoice, choose_weight
 from patchflow.solution import Solution
 
-# A residual of so small a share of the noise follows the noise: with the weights of the tables it is .4 to 1.1
+# A residual of so small a share of the noise follows the noise: with the weights of the tables it is .4 to 1
 # (benchmarks/tune.py prints it), least after super-resolution, which knows few pixels.
 _SMALL = 0.25
 
