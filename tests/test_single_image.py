@@ -190,6 +190,24 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
         reconstruct(likelihood, model, y.expand(-1, 2, -1, -1))
 
 
+def test_what_is_corrected_is_not_rounded_to_bfloat16(single_precision) -> None:
+    """The networks' corrections may be, not the image: of the white image, 1, bfloat16 has steps of 1/256."""
+    torch.manual_seed(0)
+    likelihood = GaussianLikelihood(downsample((48, 48), 4), 0.01)
+    model = single_image(measurement=signature(likelihood), width=16, strengths=(0.1,))
+    for name, values in model.named_parameters():
+        if name.endswith("tail.weight"):
+            torch.nn.init.normal_(values, std=1e-3)
+    y = likelihood.simulate(0.9 + 0.05 * torch.rand(1, 1, 48, 48))
+    exact = reconstruct(likelihood, model, y, precision="float32").x
+    rounded = reconstruct(likelihood, model, y, precision="bfloat16").x
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    correction = exact - likelihood.operator.initial(y)
+    assert (rounded - exact).square().mean() < 0.02**2 * correction.square().mean()
+    assert (exact.bfloat16() - exact).square().mean() > 0.1**2 * correction.square().mean()
+
+
 def test_bad_images_are_refused() -> None:
     model = single_image(measurement=signature(problem((48, 48))), width=4, blocks=1)
     for image, told in (

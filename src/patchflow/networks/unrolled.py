@@ -112,8 +112,10 @@ class UnrolledNetwork(nn.Module):
     def _cells(self, x: Tensor) -> Tensor:
         missing = [-extent % self.cell for extent in (x.shape[-1], x.shape[-2])]
         padded = functional.pad(x, [0, missing[0], 0, missing[1]], mode="replicate")
-        # Around the middle grey, so that the networks see values of both signs.
-        return functional.pixel_unshuffle(padded - 0.5, self.cell)
+        # Around the middle grey, so that the networks see values of both signs. Channels last: otherwise each
+        # convolution reorders before and after, a sixth of the time.
+        cells = functional.pixel_unshuffle(padded - 0.5, self.cell)
+        return cells.contiguous(memory_format=torch.channels_last)
 
     def _pixels(self, cells: Tensor, x: Tensor) -> Tensor:
         pixels = functional.pixel_shuffle(cells, self.cell).to(x.dtype)

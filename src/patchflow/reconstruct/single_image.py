@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchflow.image_models import SingleImage
 from patchflow.numerics.dihedral import DIHEDRAL, Symmetry
+from patchflow.numerics.precision import Precision, autocast
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.operator import LinearOperator
 from patchflow.solution import Solution
@@ -27,6 +28,7 @@ def reconstruct(
     y: Float[Tensor, "batch channels *measured"],
     *,
     ensemble: bool | None = None,
+    precision: Precision = "auto",
 ) -> Solution:
     """Apply the network.
 
@@ -36,6 +38,8 @@ def reconstruct(
         y: The measurement.
         ensemble: Whether to average over the turns and reflections that the operator commutes with; by default if the
             network learned from such.
+        precision: Precision of the networks: what they correct stays in float32, as do the data steps. See
+            :func:`patchflow.numerics.precision.autocast`.
 
     Raises:
         InputError: If the network was trained for another measurement.
@@ -44,10 +48,11 @@ def reconstruct(
     model.check_measurement(likelihood)
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
-    found = model(y, operator)
     turns = commuting(operator) if (model.dihedral if ensemble is None else ensemble) else ()
-    for turn in turns:
-        found = found + turn.symmetry.undo(model(turn(y), operator))
+    with autocast(y, precision):
+        found = model(y, operator)
+        for turn in turns:
+            found = found + turn.symmetry.undo(model(turn(y), operator))
     return Solution(found / (1 + len(turns)), [], 1, True)
 
 

@@ -1,0 +1,68 @@
+"""A single pass of the network of one image on the test images of super-resolution x4: CPU time and PSNR.
+
+Run: python benchmarks/single_pass.py --data DATA --models FOLDER [--images 10] [--repeats 10].
+
+FOLDER holds single-image-material.safetensors (patchflow benchmark patchnr-superresolution --methods [single-image]
+--models FOLDER). One thread; the time is the best of the repeats on the first image, after one pass to warm up, and
+contains the start image. Beside it the mean over the eight turns. PSNR is that of the table's region, the mean over
+the images; the networks run in float32 and in bfloat16, which is the default where the processor multiplies it faster.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from patchflow import models
+from patchflow.image_models import SingleImage
+from patchflow.metrics import psnr
+from patchflow.numerics.precision import fastest_dtype
+from patchflow.papers import image_problems
+from patchflow.reconstruct import single_image
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("--data", required=True, type=Path)
+parser.add_argument("--models", required=True, type=Path)
+parser.add_argument("--images", type=int, default=10)
+parser.add_argument("--repeats", type=int, default=10)
+parser.add_argument("--json", type=Path, default=Path("benchmarks/results/single-pass.json"))
+arguments = parser.parse_args()
+torch.set_num_threads(1)
+problem = image_problems.PROBLEMS["patchnr-superresolution"][0]
+paths = image_problems.reported_paths(arguments.data, problem.material, arguments.images)
+path = arguments.models / f"single-image-{problem.material}.safetensors"
+network = models.load(path, SingleImage)
+cases = [problem.case(arguments.data, path, number) for number, path in enumerate(paths)]
+
+
+def seconds(case, precision, ensemble):
+    begun = time.process_time()
+    single_image.reconstruct(
+        case.likelihood, network, case.y, ensemble=ensemble, precision=precision
+    )
+    return time.process_time() - begun
+
+
+def quality(case, precision, ensemble):
+    x = single_image.reconstruct(
+        case.likelihood, network, case.y, ensemble=ensemble, precision=precision
+    ).x
+    return float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
+
+
+found = {"auto": str(fastest_dtype(cases[0].y.device)), "rows": []}
+for precision in ("float32", "bfloat16"):
+    for ensemble in (False, True):
+        repeats = arguments.repeats if not ensemble else 2
+        spent = min(seconds(cases[0], precision, ensemble) for _ in range(1 + repeats))
+        mean = statistics.mean(quality(case, precision, ensemble) for case in cases)
+        found["rows"].append(
+            {"precision": precision, "turns": ensemble, "cpu seconds": spent, "psnr": mean}
+        )
+        print(found["rows"][-1], flush=True)
+arguments.json.write_text(json.dumps(found, indent=1) + "\n")
