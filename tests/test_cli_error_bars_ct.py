@@ -182,6 +182,8 @@ def test_priors_on_patches_say_what_is_unlike_the_slices(monkeypatch, capsys):
 def test_whatever_is_not_as_calibrated_is_one_warning(capsys):
     write_image("known.tif", slices([0, 1]))
     assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=fbp"]) == 0
+    steps = ["--method=tv", "--steps=5", "--output=tv"]
+    assert main(["calibrate", "known.tif", *KNOWN, *steps]) == 0
     y = simulated(slices([10]))
     dim = simulated(slices([10]), "dim.h5", "--photons=1000")
     write_image("image.tif", torch.rand(1, 1, 64, 64))
@@ -198,9 +200,15 @@ def test_whatever_is_not_as_calibrated_is_one_warning(capsys):
         (
             y,
             ["--method=tv", "--calibration=fbp", "--weight=3", "--steps=5"],
-            "another method (fbp, not tv), weight (default, not 3.0), setting of the solver;",
+            "another method (fbp, not tv), weight (default, not 3.0), setting of the solver (steps);",
         ),
-        (y, ["--method=tv", "--steps=5", "--calibration=image"], "operator,", "solver;"),
+        (y, ["--method=tv", "--steps=5", "--calibration=tv"]),
+        (
+            y,
+            ["--method=tv", "--steps=6", "--calibration=tv"],
+            "another setting of the solver (steps);",
+        ),
+        (y, ["--method=tv", "--steps=5", "--calibration=image"], "operator,", "(steps);"),
     ]:
         capsys.readouterr()
         run = ["reconstruct", path, *CT, *flags, "--output=x.tif", "--report=page"]
@@ -255,6 +263,8 @@ def test_mistakes(capsys):
         ([*run, "--method=bm3d"], "bm3d is not made for ct"),
         ([*fbp, "--prior=p.safetensors"], "--prior p.safetensors says nothing"),
         ([*fbp, "--weight=2"], "--weight 2.0 says nothing about the method fbp"),
+        ([*fbp, "--steps=9"], "--steps 9 says nothing about the method fbp"),
+        ([*fbp, "--start=u.safetensors"], "--start u.safetensors says nothing"),
         ([*fbp, "--noise=0.2"], "--noise 0.2 says nothing about the problem ct"),
         ([*fbp, "--draws=9"], "--draws 9 is for --model"),
         ([*fbp, "--size=64"], "48 x 48", "--size is 64"),

@@ -469,6 +469,18 @@ class TestCommandLine:
         assert re.search(r"patchNR, weight .*, 3 steps, from the networks\.", told)
         again = yaml.safe_load(Path("auto.yaml").read_text())
         assert (again["method"], again["start"]) == ("patchnr", "w.safetensors")
+        # Error bars are of one start.
+        write_image("known.tif", torch.cat(slices(8)[5:]))
+        known = ["--problem=ct", *self.SCAN, "--method=patchnr", *further, "--output=bars"]
+        assert main(["calibrate", "known.tif", *known]) == 0
+        assert main(["calibrate", "train.tif", *known]) == 2
+        assert "w.safetensors was learned from" in capsys.readouterr().err
+        barred = [*auto[:3], "--method=patchnr", "--calibration=bars", "-o", "bars.tif"]
+        for words, warned in ((further, ""), ([*further[:2], further[3]], r"solver \(start\);")):
+            capsys.readouterr()
+            assert main([*barred, *words]) == 0
+            told = capsys.readouterr().out
+            assert re.search(warned, told) if warned else "Warning" not in told
         for words, message in (
             (["--method=tv", "--start=w.safetensors"], "says nothing about the method tv"),
             (

@@ -21,6 +21,7 @@ _OF_IMAGES = {
     **{"method": "patchnr", "prior": None, "weight": None, "noise": 0.01, "scale": 4},
     **{"boundary": None, "kernel": None, "mask": None, "level": 0.9, "false_alarms": 0.01},
     **{"range": None, "grey": False, "samples": None, "chain": "mala"},
+    **{"steps": None, "start": None},
 }
 
 
@@ -36,6 +37,8 @@ def calibrate(
     method: ImageMethod | Literal["fbp", "fbp-unet"] = "patchnr",
     prior: str | None = None,
     weight: float | None = None,
+    steps: int | None = None,
+    start: str | None = None,
     samples: int | None = None,
     chain: Chain = "mala",
     scan: str | None = None,
@@ -82,6 +85,8 @@ def calibrate(
         method: Images: the method of reconstruct.
         prior: Images: the model file that the method needs.
         weight: Images: weight of the prior; the default of the method without it.
+        steps: Images: number of steps, as of reconstruct; the default of the method without it.
+        start: ct: the networks that the method starts at, as of reconstruct.
         samples: Images: calibrate the mean of so many samples (reconstruct --samples), and check the sampler.
         chain: Images: as of reconstruct.
         scan: ct: a sinogram whose geometry and dose to calibrate for; the next flags then complete what it does not
@@ -133,16 +138,17 @@ def calibrate(
     if problem == "ct":
         flags = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         choices = Choices(
-            *(method, prior, weight, None, None, None, "adam", "default"),
+            *(method, prior, weight, steps, None, None, "adam", "default"),
             truth=None,
             units=units,
             template=None,
             report=None,
+            start=start,
         )
         calibrate_slices(images, flags, choices, settings)
         return
     sampling = None if samples is None else Sampling(samples, method, chain, None)
-    solver = Solver(method, None, None, None, "adam", "default", weight, sampling)
+    solver = Solver(method, steps, None, None, "adam", "default", weight, sampling)
     calibrate_images(
         images, solver, Settings(problem, noise, scale, boundary, kernel, mask), settings
     )

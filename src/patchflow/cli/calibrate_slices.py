@@ -43,7 +43,8 @@ def calibrate_slices(
     start(settings["seed"], settings["threads"])
     found = read_slices(paths, units=choices.units, dataset=flags.dataset, dither=True, slack=SLACK)
     check_grey(found)
-    refuse_learned(choices.prior, found.names, found.images, found.prints)
+    for model in (choices.prior, choices.start):
+        refuse_learned(model, found.names, found.images, found.prints)
     scanner = scanner_for(found, paths, flags, settings["scan"], settings["bins"], settings["fine"])
     operator = scanner.operator
     scan = Scan(torch.zeros(0, 1, *operator.range_shape), operator, scanner.photons, ())

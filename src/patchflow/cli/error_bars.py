@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from patchflow.cli.image_methods import Solver
 from patchflow.cli.tomography_methods import Choices
 from patchflow.errors import InputError
-from patchflow.io.atomic import read_bytes
+from patchflow.io.atomic import digest, read_bytes
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.signature import differs, signature
@@ -51,7 +50,7 @@ class Recipe(NamedTuple):
         weight: The weight of the prior; None for the default of the method.
         prior: The digest of the model file, if the method has one.
         channels: Channels of the images.
-        changed: Whether the solver is not that of the defaults, for which error bars are calibrated.
+        setting: What of the solver is not as by default.
         sampler: What draws samples, if it does.
     """
 
@@ -60,7 +59,7 @@ class Recipe(NamedTuple):
     weight: float | str | None
     prior: str | None
     channels: int
-    changed: bool = False
+    setting: Mapping[str, Any] = {}
     sampler: str | None = None
 
     @classmethod
@@ -75,16 +74,15 @@ class Recipe(NamedTuple):
             prior: The model file.
             channels: Channels of the images.
         """
-        digest = None if prior is None else hashlib.sha256(read_bytes(prior)).hexdigest()
         measured = signature(likelihood)
         sampling = solver.sampling if isinstance(solver, Solver) else None
         return cls(
             measured,
             solver.method,
             solver.weight,
-            digest,
+            None if prior is None else digest(prior),
             channels,
-            solver.changed,
+            solver.setting,
             None if sampling is None else sampling.name,
         )
 
@@ -106,8 +104,10 @@ class Recipe(NamedTuple):
             told.append("number of channels")
         if given.sampler != self.sampler:
             told.append(f"sampler ({self.sampler}, not {given.sampler})")
-        elif given.changed != self.changed:
-            told.append("setting of the solver")
+        elif given.setting != self.setting:
+            own, other = dict(self.setting), dict(given.setting)
+            keys = [key for key in {**own, **other} if own.get(key) != other.get(key)]
+            told.append(f"setting of the solver ({', '.join(keys)})")
         return told
 
 
@@ -148,7 +148,8 @@ class Calibration:
                     document["weight"],
                     document["prior"],
                     document["channels"],
-                    sampler=document["sampler"],
+                    document["setting"],
+                    document["sampler"],
                 ),
                 None if checked is None else Check(**checked),
             )

@@ -103,12 +103,11 @@ def write_calibration(
         name: coverage(fit_intervals(_mixed(others), _mixed(known), level=level), x, truth)
         for name, others, known, x, truth in _crosses(xs, truths)
     }
-    stored = {key: value for key, value in recipe._asdict().items() if key != "changed"}
     document = {
         "intervals": intervals._asdict(),
         "novelty": None if novelty is None else novelty._asdict(),
         "checked": None if checked is None else checked._asdict(),
-        **stored,
+        **recipe._asdict(),
         "coverage": {name: part._asdict() for name, part in told.items()},
         "guarantee": intervals.explain(),
         "command": command_line("calibrate", settings, "images"),

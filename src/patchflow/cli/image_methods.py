@@ -173,9 +173,14 @@ class Solver:
         return {name: value for name, value in flags.items() if value is not None}
 
     @property
-    def changed(self) -> bool:
-        """Whether the solver is not that of the defaults."""
-        return bool(self._given) or self.preset != "default" or self.texture is not None
+    def setting(self) -> dict[str, object]:
+        """What is not as by default, for error bars, which hold for one setting."""
+        changed = dict(self._given)
+        if self.preset != "default":
+            changed["preset"] = self.preset
+        if self.texture is not None:
+            changed["perception"] = self.texture.share
+        return changed
 
     def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from patchflow.cli.options import start
 from patchflow.cli.problems import failure_in_file, likelihood_of, run_file
 from patchflow.energy import Density
 from patchflow.errors import InputError
-from patchflow.io.atomic import existing_file, read_bytes
+from patchflow.io.atomic import digest, existing_file, read_bytes
 from patchflow.io.checkpoint import read_header
 from patchflow.io.posterior import Posterior
 from patchflow.posterior_models import load_posterior_model
@@ -99,7 +98,7 @@ def load_problem(path: str, *, seed: int, threads: int | None, gradients: bool =
         raise failure_in_file(path, error) from error
     names = _names(path, variables.get("names"), x.shape[1])
     torch.manual_seed(seed)
-    checksum = hashlib.sha256(read_bytes(path, "problem file")).hexdigest()
+    checksum = digest(path, "problem file")
     return Problem(path, likelihood, prior, names, y.shape[1], checksum)
 
 

@@ -15,6 +15,7 @@ from patchflow.cli.notes import choose
 from patchflow.cli.scan import Scan
 from patchflow.cli.slices import Units
 from patchflow.errors import InputError
+from patchflow.io.atomic import digest
 from patchflow.papers import altekrueger2023_patchnr as paper
 from patchflow.priors.multiscale import MultiscalePrior
 from patchflow.priors.patch import PatchPrior
@@ -101,13 +102,15 @@ class Choices:
         return method_of(self.method)
 
     @property
-    def changed(self) -> bool:
-        """Whether the solver is not that of the defaults."""
-        chosen = (self.steps, self.lr, self.stride, self.start)
-        return any(value is not None for value in chosen) or (self.solver, self.preset) != (
-            "adam",
-            "default",
-        )
+    def setting(self) -> dict[str, object]:
+        """What is not as by default, for error bars, which hold for one setting; of networks to start at the digest."""
+        names = ("steps", "lr", "stride", "solver", "preset")
+        given = {name: getattr(self, name) for name in names}
+        if self.start is not None:
+            given["start"] = digest(self.start)
+        return {
+            name: value for name, value in given.items() if value not in (None, "adam", "default")
+        }
 
     @property
     def _options(self) -> Options:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -147,6 +148,11 @@ def read_bytes(path: str | Path, kind: str = "file") -> bytes:
             f"{path} cannot be read ({_reason(error)}), but a readable {kind} is needed: copy it "
             "again."
         ) from error
+
+
+def digest(path: str | Path, kind: str = "file") -> str:
+    """The SHA-256 digest of a file's bytes, in hexadecimal digits; see :func:`read_bytes`."""
+    return hashlib.sha256(read_bytes(path, kind)).hexdigest()
 
 
 def _check_target(path: str | Path, target: Path, *, parents: bool) -> None:
