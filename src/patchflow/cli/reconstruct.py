@@ -114,9 +114,9 @@ def reconstruct(
         weight: Weight of the prior against the data, or auto: chosen without the truth, by Stein's risk estimate,
             beside the discrepancy principle (about twenty reconstructions; of a stack for ct, on the first slice).
             patchnr: 0.1 suits any noise level, as the data term contains it (0.2 if it was trained with --smoothing);
-            student-t and patch-vae 0.1; epll 0.2; wpp 100; dpir 0.23; pnp-pnn 1; tv and tgv: 0.56/noise times the share
-            of pixels that were measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and 20 if
-            directions are missing.
+            student-t and patch-vae 0.1; epll 0.2; wpp 100; dpir 0.23; pnp-pnn 0.4; tv and tgv: 0.56/noise times the
+            share of pixels that were measured. ct, for LoDoPaB's scans: patchnr and epll 0.38, tv and tgv 30, or 40 and
+            20 if directions are missing.
         scale: Super-resolution: image pixels per measured pixel.
         boundary: circular or valid for super-resolution; periodic, reflect or valid for deblurring.
         kernel: The blur kernel, an image or .npy file; super-resolution: by default a Gaussian of half the scale.

@@ -273,7 +273,7 @@ TEACHERS: dict[str, Teacher] = {
 def solver(
     problem: Problem, method: str, prior: nn.Module | None, start: ScanNetwork | None = None
 ) -> Solver:
-    """A method with its default setting for the table."""
+    """A method with its default setting for a table; ``prior`` is what it learned, ``start`` networks to start at."""
     chosen = by_name(method)
     options = Options(limited=problem == "ct-limited-angle", start=start)
 

@@ -53,7 +53,7 @@ SIZE, SMOOTHING = 8, 0.02
 WINDOW = 128
 # Side length of the crops that networks of super-resolution learn from.
 CROP = 48
-# Noise level of the network of pnp-pnn: to be tuned together with its weight.
+# Noise level of the network of pnp-pnn; weights are tuned for it.
 PNN_LEVEL = 10 / 255
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
     ("patchnr-superresolution", ""): {
+        "pnp-pnn": 0.18,
         "tv": 3.5,
         "tgv": 3.5,
         "dip-tv": 4.0,
@@ -29,6 +30,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.4,
     },
     ("deblurring", "Gaussian"): {
+        "pnp-pnn": 0.35,
         "single-image-denoiser": 0.46,
         "tikhonov": 80.0,
         "tv": 4.9,
@@ -61,6 +63,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.0032,
     },
     ("denoising", "sigma 0.05"): {
+        "pnp-pnn": 1.0,
         "single-image-denoiser": 0.03,
         "tikhonov": 160.0,
         "tv": 16.0,
@@ -73,6 +76,7 @@ WEIGHTS: dict[tuple[str, str], dict[str, float]] = {
         "patchnr": 0.57,
     },
     ("denoising", "sigma 0.1"): {
+        "pnp-pnn": 0.5,
         "single-image-denoiser": 0.03,
         "tikhonov": 110.0,
         "tv": 7.8,

@@ -44,8 +44,9 @@ DEFAULT_WEIGHT, LARGEST_LEVEL, STEPS = 0.23, 49 / 255, 24
 # validation image with 80 % missing, 24, 48 and 96 steps from 49/255 leave 29.07, 30.06 and 30.63 dB, 96 from .1 30.75
 # (benchmarks/dpir_schedule.py).
 FILLING_LEVEL, FILLING_STEPS = 0.1, 96
-# Of pnp-pnn: to be tuned on the validation image (benchmarks/tune.py).
-PNN_WEIGHT = 1.0
+# Of pnp-pnn: between the best on a corner of the validation image with a network of the level 10/255: .18 for
+# super-resolution, .35 for deblurring, 1 and .5 for denoising with .05 and .1 (benchmarks/tune.py --side 240).
+PNN_WEIGHT = 0.4
 
 Images = Float[Tensor, "batch channels height width"]
 
