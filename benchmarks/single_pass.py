@@ -40,27 +40,28 @@ network = models.load(path, SingleImage)
 cases = [problem.case(arguments.data, path, number) for number, path in enumerate(paths)]
 
 
-def seconds(case, precision, ensemble):
+def solve(case, **settings):
+    return single_image.reconstruct(case.likelihood, network, case.y, **settings).x
+
+
+def seconds(case, **settings):
     begun = time.process_time()
-    single_image.reconstruct(
-        case.likelihood, network, case.y, ensemble=ensemble, precision=precision
-    )
+    solve(case, **settings)
     return time.process_time() - begun
 
 
-def quality(case, precision, ensemble):
-    x = single_image.reconstruct(
-        case.likelihood, network, case.y, ensemble=ensemble, precision=precision
-    ).x
-    return float(psnr(problem.region(x.clamp(0, 1)), problem.region(case.truth)))
+def quality(case, **settings):
+    x = solve(case, **settings).clamp(0, 1)
+    return float(psnr(problem.region(x), problem.region(case.truth)))
 
 
 found = {"auto": str(fastest_dtype(cases[0].y.device)), "rows": []}
 for precision in ("float32", "bfloat16"):
     for ensemble in (False, True):
         repeats = arguments.repeats if not ensemble else 2
-        spent = min(seconds(cases[0], precision, ensemble) for _ in range(1 + repeats))
-        mean = statistics.mean(quality(case, precision, ensemble) for case in cases)
+        settings = {"precision": precision, "ensemble": ensemble}
+        spent = min(seconds(cases[0], **settings) for _ in range(1 + repeats))
+        mean = statistics.mean(quality(case, **settings) for case in cases)
         found["rows"].append(
             {"precision": precision, "turns": ensemble, "cpu seconds": spent, "psnr": mean}
         )

@@ -175,7 +175,9 @@ class Solver:
     @property
     def setting(self) -> dict[str, object]:
         """What is not as by default, for error bars, which hold for one setting."""
-        changed = dict(self._given)
+        changed = {
+            "solver" if name == "method" else name: value for name, value in self._given.items()
+        }
         if self.preset != "default":
             changed["preset"] = self.preset
         if self.texture is not None:

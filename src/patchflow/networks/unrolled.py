@@ -113,7 +113,7 @@ class UnrolledNetwork(nn.Module):
         missing = [-extent % self.cell for extent in (x.shape[-1], x.shape[-2])]
         padded = functional.pad(x, [0, missing[0], 0, missing[1]], mode="replicate")
         # Around the middle grey, so that the networks see values of both signs. Channels last: otherwise each
-        # convolution reorders before and after, a sixth of the time.
+        # convolution reorders before and after.
         cells = functional.pixel_unshuffle(padded - 0.5, self.cell)
         return cells.contiguous(memory_format=torch.channels_last)
 
