@@ -14,6 +14,7 @@ import skimage.data
 import torch
 from torch.nn import functional as F
 
+from patchflow import figures
 from patchflow.errors import InputError
 from patchflow.records import Record
 from patchflow.report import (
@@ -299,3 +300,15 @@ def test_errors(tmp_path):
 
 def test_versions():
     assert set(versions()) == {"patchflow", "python", "torch", "platform", "threads"}
+
+
+@pytest.mark.parametrize(("marked", "ends"), [(0, 1e-9), (3, 7.0), (9900, 7.0)])
+def test_the_colours_of_a_map_reach_its_few_high_values(monkeypatch, marked, ends):
+    drawn, drawing = [], figures._drawing
+    monkeypatch.setattr(
+        figures, "_drawing", lambda draw: drawn.append(draw("black")) or drawing(draw)
+    )
+    values = np.zeros((100, 100), np.float32)
+    values.flat[:marked] = 7.0
+    figures.draw_map(values, "viridis", from_zero=True)
+    assert drawn[0].axes[0].images[0].get_clim() == pytest.approx((0.0, ends))

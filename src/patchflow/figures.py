@@ -131,12 +131,13 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
         values: The values, (height, width).
         colours: The name of a matplotlib colour map.
         from_zero: Whether the colours begin at 0, or at the 0.5th percentile; they end at the
-            99.5th.
+            99.5th, or at the largest value where fewer pixels are above the lowest colour.
     """
     finite = values[np.isfinite(values)]
     finite = finite if finite.size else np.zeros(1, np.float32)
     low = 0.0 if from_zero else float(np.percentile(finite, 0.5))
-    high = max(float(np.percentile(finite, 99.5)), low + 1e-9)
+    high = float(np.percentile(finite, 99.5))
+    high = high if high > low else max(float(finite.max()), low + 1e-9)
 
     def draw(ink: str) -> Figure:
         aspect = values.shape[0] / values.shape[1]
