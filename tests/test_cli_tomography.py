@@ -23,6 +23,7 @@ from patchflow.priors import differences
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.attenuation import MU_MAX, from_hounsfield, to_hounsfield
 from patchflow.reconstruct.automatic_weight import Trial, WeightChoice
+from patchflow.tomography_methods import TomographyMethod
 from patchflow.uncertainty.novelty import novelty_record
 
 pytest.importorskip("h5py")
@@ -253,10 +254,21 @@ def test_every_method_has_an_automatic_weight(sinogram, method, flags, monkeypat
         given.append(y)
         trial = Trial(2 * start, 0.9, 0.5)
         report(trial)
+        solve(y, start)
         return WeightChoice(2 * start, solve(y, 2 * start), 20 * start, [trial])
 
+    begun, first = [], TomographyMethod.first
+
+    def begin(self, task, options):
+        begun.append(task.y)
+        return first(self, task, options)
+
     monkeypatch.setattr(notes, "choose_weight", choose)
-    assert main([*run, "--weight=auto", "-o", "auto.npy"]) == 0
+    with monkeypatch.context() as counting:
+        counting.setattr(TomographyMethod, "first", begin)
+        assert main([*run, "--weight=auto", "-o", "auto.npy"]) == 0
+    # Once for each of the two slices, however many weights were tried.
+    assert len(begun) == (2 if method in made and not flags[1:] else 0)
     out = capsys.readouterr().out
     assert "disagree by more than a factor of four: check --photons" in out
     assert len(starts) == 1

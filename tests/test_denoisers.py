@@ -16,6 +16,7 @@ from patchflow.networks.denoiser import Denoiser
 from patchflow.networks.drunet import DRUNet
 from patchflow.networks.proximal_denoiser import ProximalDenoiser
 from patchflow.numerics.averaged import check_lipschitz, measured_lipschitz
+from patchflow.numerics.stiefel import polar
 
 SMALL = {"width": 2, "features": 4, "size": 3, "layers": 2}
 
@@ -60,6 +61,26 @@ def test_constants_of_proximal_denoisers():
     # Twice the network is outside: the check is not blind.
     with pytest.raises(pf.NumericalError):
         check_lipschitz(lambda z: 2 * direct(z, 0.05), x)
+
+
+def test_one_clipping_layer_leaves_shrunk_features():
+    """What a residual of clipped features leaves of an image: the same features, shrunk."""
+    denoiser = pf.pnn(gamma=1.0, **(SMALL | {"layers": 1})).requires_grad_(False)
+    layer, lift = denoiser.network.layers[0], denoiser.network.lift
+    for convolution in (
+        layer.convolution,
+        lift,
+    ):  # exactly Parseval: orthonormal mixtures of pixels
+        features, channels = convolution.weight.shape[:2]
+        convolution.weight.zero_()[:, :, 1, 1] = polar(torch.randn(features, channels))
+    layer.activation.bias.normal_()
+    bias = layer.activation.unit * layer.activation.bias.view(-1, 1, 1)
+    x = torch.rand(1, 1, 12, 12)
+    u = layer.convolution(lift(x - 0.5)) + bias
+    shrunk = torch.nn.functional.softshrink(u, 0.03) - bias
+    expected = 0.5 + lift.adjoint(layer.convolution.adjoint(shrunk))
+    assert torch.allclose(denoiser(x, denoiser.levels[0]), expected)
+    assert not torch.allclose(x, expected, atol=0.01)
 
 
 def test_published_weights_denoise(data_dir, single_precision):

@@ -74,7 +74,7 @@ def test_a_square_layer_is_the_proximal_map_of_a_closed_form():
     assert torch.allclose(layer(x), shrunk @ layer.weight)
 
 
-@pytest.mark.parametrize("name", ["relu", "elu", "shrink", "tanh"])
+@pytest.mark.parametrize("name", ["relu", "elu", "shrink", "clip", "tanh"])
 def test_activations_are_proximal_maps(name):
     u = torch.linspace(-3, 3, 601)[:, None]
     activation = StableActivation(1, name).requires_grad_(False)
@@ -91,10 +91,12 @@ def firmness(layer, x, z):
 
 
 @pytest.mark.parametrize("features", [3, 6, 11])
-@pytest.mark.parametrize("name", ["relu", "elu", "shrink", "tanh"])
+@pytest.mark.parametrize("name", ["relu", "elu", "shrink", "clip", "tanh"])
 def test_layers_are_firmly_nonexpansive(features, name):
     layer = ParsevalLayer(6, features, name).requires_grad_(False)
     layer.activation.bias.normal_()
+    if name == "clip":  # else nearly all is cut off, whatever the weight
+        layer.activation.threshold.fill_(4.0 / layer.activation.unit)
     x, z = 2 * torch.randn(500, 6), 2 * torch.randn(500, 6)
     assert firmness(layer, x, z) > -1e-12
     layer.weight.mul_(2)

@@ -66,7 +66,7 @@ def pnn(
     features: int = 32,
     size: int = 5,
     layers: int = 4,
-    activation: Activation = "shrink",
+    activation: Activation | None = None,
 ) -> ProximalDenoiser:
     r"""A convolutional proximal neural network as a denoiser; train it with :func:`patchflow.learn_denoiser`.
 
@@ -82,7 +82,8 @@ def pnn(
         features: Filters of each layer.
         size: Side length of the filters.
         layers: Number of layers.
-        activation: See :class:`patchflow.networks.proximal.StableActivation`.
+        activation: See :class:`patchflow.networks.proximal.StableActivation`. By default ``"shrink"``, and ``"clip"``
+            for the residual form, where one layer with :math:`\gamma = 1` is then shrinkage of the features.
 
     Raises:
         InputError: If a number is out of range.
@@ -91,6 +92,8 @@ def pnn(
         Hertrich, Neumayer, Steidl, "Convolutional proximal neural networks and plug-and-play algorithms", 2021,
         https://arxiv.org/abs/2011.02281
     """
+    if activation is None:
+        activation = "shrink" if gamma is None else "clip"
     arguments = dict(locals())
     network = ConvolutionalProximalNetwork(
         channels=channels,

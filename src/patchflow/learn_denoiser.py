@@ -148,7 +148,7 @@ def learn_denoiser(
             over pixels, at steps of 1e-5), in place of the projection after every step.
         patience: Stop early after this many validations without improvement.
         seconds: Time limit; the schedule ends with it.
-        precision: Precision of the network during training; that of proximal denoisers is float32.
+        precision: Precision of the network during training; with a penalty it is float32.
         checkpoint: File for the training state.
         resume: Continue from ``checkpoint``.
         progress: Show a progress line.
@@ -182,8 +182,10 @@ def learn_denoiser(
         return x, _level(torch.rand(batch).to(x), low, high, spread)
 
     network = denoiser.network if isinstance(denoiser, ProximalDenoiser) else None
-    if network is not None:
-        precision = "float32"  # eight bits say nothing about a constraint
+    if network is not None and penalty:
+        precision = (
+            "float32"  # eight bits say little about how far the filters are from the constraint
+        )
     noisy = _validation_pairs(validation, denoiser.levels, spread)
 
     def validate() -> float:

@@ -131,14 +131,18 @@ class TomographyMethod(NamedTuple):
             steps if options.steps is None else options.steps,
         )
 
-    def run(self, task: Task, options: Options) -> Solution:
-        """Reconstruct."""
-        if self.refines and options.start is not None:
-            task = task._replace(fbp=options.start(task.y, ensemble=True))
-        elif self.refines:
-            weight, _ = METHODS["tv"].setting(options._replace(weight=None, steps=None))
-            steps = VARIATION[options.limited].steps
-            first = METHODS["tv"]._solve(task, Setting(weight, steps), options)
+    def first(self, task: Task, options: Options) -> Solution:
+        """Where a method that :attr:`refines` starts, whatever its own weight."""
+        if options.start is not None:
+            return Solution(options.start(task.y, ensemble=True), [], 0, None)
+        steps = VARIATION[options.limited].steps
+        setting = METHODS["tv"].setting(options._replace(weight=None, steps=steps))
+        return METHODS["tv"]._solve(task, setting, options)
+
+    def run(self, task: Task, options: Options, first: Solution | None = None) -> Solution:
+        """Reconstruct; ``first`` is what :meth:`first` returns, where that is known."""
+        if self.refines:
+            first = self.first(task, options) if first is None else first
             if first.interrupted:
                 return first
             task = task._replace(fbp=first.x)
@@ -169,11 +173,7 @@ class TomographyMethod(NamedTuple):
         return f"{self.title}, weight {weight:.4g}, {most}{steps} steps{start}."
 
     def check_prior(self, prior: nn.Module | None) -> None:
-        """Refuse a missing prior, and that of another method.
-
-        Raises:
-            InputError: As said.
-        """
+        """Refuse a missing prior, and that of another method, with an :class:`InputError`."""
         if self.learned is not None:
             self.learned.check_prior(prior)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -195,6 +196,8 @@ class SliceSolver:
                 warning = network.check(scan.operator, scan.photons)
                 self.notes += [warning] if warning else []
         self._waits = choices.weight == "auto"
+        # An automatic weight is sought with two sinograms, the measured one and a disturbed one.
+        self._first = lru_cache(maxsize=2)(self._begin)
         # Published with this prior; :meth:`Choices.load` has checked that it is one of patches.
         self._published = choices.preset == "paper" and isinstance(prior, PatchPrior)
         self.weight, self._steps = self.method.setting(self.options)
@@ -259,4 +262,9 @@ class SliceSolver:
                 progress=True,
             )
         task = Task(self.scan.likelihood, y, fbp, self.prior, callback=follow, progress=True)
-        return self.method.run(task, self.options._replace(weight=weight))
+        first = self._first(y) if self.method.refines else None
+        return self.method.run(task, self.options._replace(weight=weight), first)
+
+    def _begin(self, y: Tensor) -> Solution:
+        task = Task(self.scan.likelihood, y, self.scan.operator.initial(y), progress=True)
+        return self.method.first(task, self.options)

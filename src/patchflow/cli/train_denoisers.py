@@ -115,7 +115,7 @@ def train_pnn(
     features: int = 32,
     size: int = 5,
     layers: int = 4,
-    activation: Activation = "shrink",
+    activation: Activation | None = None,
     penalty: float = 0.0,
     crop: int = 40,
     batch: int = 8,
@@ -148,7 +148,7 @@ def train_pnn(
         features: Filters of each layer.
         size: Side length of the filters, odd.
         layers: Number of layers.
-        activation: shrink (learned thresholds), relu, elu or tanh.
+        activation: shrink or clip (learned thresholds), relu, elu or tanh; by default shrink, and clip with --gamma.
         penalty: Weight of the Parseval penalty during training, in place of the projection after every step.
         crop: Side length of the training crops in pixels.
         batch: Crops per step.
@@ -181,7 +181,7 @@ def train_pnn(
         denoiser,
         learn_denoiser,
         _validated,
-        {"crop": crop, "dihedral": dihedral, "precision": "float32", "penalty": penalty},
+        {"crop": crop, "dihedral": dihedral, "penalty": penalty},
     )
     measured = check_lipschitz(denoiser.network, training.images[0][:, :, :_SIDE, :_SIDE] - 0.5)
     told = (

@@ -36,17 +36,21 @@ from patchflow.errors import InputError
 from patchflow.numerics.averaged import composed_averagedness
 from patchflow.numerics.stiefel import cayley, orthonormality_error, polar
 
-Activation = Literal["relu", "elu", "shrink", "tanh"]
+Activation = Literal["relu", "elu", "shrink", "clip", "tanh"]
 Retraction = Literal["polar", "cayley"]
-# Where the learned thresholds of soft shrinkage start, for images in [0, 1].
-_THRESHOLD = 0.01
+# Where the learned thresholds start, for images in [0, 1]: little is shrunk away, little is taken from the image.
+_THRESHOLDS = {"shrink": 0.01, "clip": 0.03}
+# Biases and thresholds of clipping are learned in this unit: at steps as long as those of the filters, biases would
+# move beyond the thresholds, and from features that are cut off everywhere nothing can be learned.
+_UNIT = 0.1
 
 
 class StableActivation(nn.Module):
     r"""An activation that is a proximal map, with one bias for each feature.
 
-    Increasing, with slopes in [0, 1]: ``"relu"``, ``"elu"``, ``"tanh"``, or ``"shrink"``, soft shrinkage
-    :math:`\sigma(u) = \operatorname{sign}(u) \max(|u| - \lambda, 0)` with a learned threshold for each feature.
+    Increasing, with slopes in [0, 1]: ``"relu"``, ``"elu"``, ``"tanh"``, or, with a learned threshold for each
+    feature, ``"shrink"``, soft shrinkage :math:`\sigma(u) = \operatorname{sign}(u) \max(|u| - \lambda, 0)`, and
+    ``"clip"``, what shrinkage takes away, :math:`\sigma(u) = \min(\max(u, -\lambda), \lambda)`.
 
     Args:
         features: Number of features.
@@ -58,27 +62,30 @@ class StableActivation(nn.Module):
 
     def __init__(self, features: int, name: Activation) -> None:
         super().__init__()
-        if name not in ("relu", "elu", "shrink", "tanh"):
+        if name not in ("relu", "elu", "shrink", "clip", "tanh"):
             raise InputError(
-                f"The activation is {name!r} but must be a proximal map: relu, elu, shrink or tanh."
+                f"The activation is {name!r} but must be a proximal map: relu, elu, shrink, clip or tanh."
             )
         self.name = name
         self.bias = nn.Parameter(torch.zeros(features))
-        if name == "shrink":
-            self.threshold = nn.Parameter(torch.full((features,), _THRESHOLD))
+        self.unit = _UNIT if name == "clip" else 1.0
+        if name in _THRESHOLDS:
+            start = _THRESHOLDS[name] / self.unit
+            self.threshold = nn.Parameter(torch.full((features,), start))
 
     def forward(self, u: Float[Tensor, "batch features *rest"]) -> Tensor:
         """Apply it, the features on the second axis."""
-        bias = self._broadcast(self.bias, u)
+        bias = self._broadcast(self.unit * self.bias, u)
         if self.name == "relu":
             return (u + bias).relu()
         if self.name == "elu":
             return functional.elu(u + bias)
         if self.name == "tanh":
             return (u + bias).tanh()
-        threshold = self._broadcast(self.threshold.abs(), u)
+        threshold = self._broadcast(self.unit * self.threshold.abs(), u)
         # The same as by minimum and maximum, whose gradients take four times as long.
-        return (u + (bias - threshold)).relu() - (-u - (bias + threshold)).relu()
+        shrunk = (u + (bias - threshold)).relu() - (-u - (bias + threshold)).relu()
+        return shrunk if self.name == "shrink" else u + bias - shrunk
 
     @staticmethod
     def _broadcast(values: Tensor, u: Tensor) -> Tensor:

@@ -127,8 +127,8 @@ class ParsevalConvolution(nn.Module):
                 "and the length odd."
             )
         self.size = size
-        # An orthonormal mixture of random shifts is exactly Parseval; a little noise gives the filters their length.
-        start = 0.3 / size * torch.randn(features, channels, size, size) / math.sqrt(features)
+        # An orthonormal mixture of channels is exactly Parseval; as much noise gives the filters their length.
+        start = 1 / size * torch.randn(features, channels, size, size) / math.sqrt(features)
         start[:, :, size // 2, size // 2] += polar(torch.randn(features, channels))
         self.weight = nn.Parameter(towards_polar(start, 20))
 

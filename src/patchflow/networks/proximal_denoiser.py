@@ -74,7 +74,7 @@ class ProximalDenoiser(Denoiser):
         scale = self.levels[1] / level_of(x, std)
         # Around mid-grey, where the sign of an activation says something.
         centred = scale * x - 0.5
-        found = self.network(centred)
+        found = self.network(centred).to(x.dtype)
         if self.gamma is None:
             return (found + 0.5) / scale
         return x - self.gamma * found / scale

@@ -157,6 +157,7 @@ def choose_weight(
     count = int((precision > 0).sum())
     lens = _lens(likelihood, precision)
     seen = lens(probe)
+    disturbed = y + _PROBE * probe
     trials: dict[float, Trial] = {}
     solutions: dict[float, Solution] = {}
 
@@ -165,7 +166,7 @@ def choose_weight(
         try:
             solution = solve(y, weight)
             torch.set_rng_state(state)  # the same random network
-            other = solve(y + _PROBE * probe, weight)
+            other = solve(disturbed, weight)
         except (
             NumericalError
         ):  # a weight that is too large or too small for the solver; others are tried
