@@ -1,6 +1,6 @@
 """Denoising of the BSD68 images at hand, sigma 25/255: a proximal network trained here, DnCNN with given weights.
 
-Run: python benchmarks/pnn_denoising.py --data DATA [--seconds 3600] [--gamma 5]. The network learns from bsd_train400,
+Run: python benchmarks/pnn_denoising.py --data DATA [--seconds 1380] [--gamma 3]. The network learns from bsd_train400,
 of which the first 8 images validate; DnCNN was trained by others. Prints the PSNR of each image, the measured Lipschitz
 constants of the network (at most 1 by construction) and of the denoiser, and whether the aim of at most 0.7 dB below
 DnCNN is reached. --model keeps the network, and takes it from there if it is there.
@@ -19,14 +19,14 @@ from patchflow.numerics.averaged import measured_lipschitz
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
-parser.add_argument("--seconds", type=float, default=3600.0, help="training time")
+parser.add_argument("--seconds", type=float, default=1380.0, help="training time")
 parser.add_argument("--gamma", type=float, help="factor of the residual form; direct without it")
 parser.add_argument("--width", type=int, default=8)
 parser.add_argument("--features", type=int, default=32)
 parser.add_argument("--size", type=int, default=5)
-parser.add_argument("--layers", type=int, default=4)
-parser.add_argument("--activation", default="shrink")
-parser.add_argument("--lr", type=float, default=5e-3)
+parser.add_argument("--layers", type=int, default=6)
+parser.add_argument("--activation", choices=["relu", "elu", "shrink", "clip", "tanh"])
+parser.add_argument("--lr", type=float, default=6e-3)
 parser.add_argument("--batch", type=int, default=8)
 parser.add_argument("--images", type=int, default=9, help="number of test images")
 parser.add_argument("--train-images", type=int, default=400)
