@@ -357,6 +357,8 @@ def test_noise_in_the_image_is_told(files, capsys):
     assert "of the noise, so that noise is in the image: raise --weight" in capsys.readouterr().out
     assert main([*run, "-o", "x.tif"]) == 0
     assert "noise is in the image" not in capsys.readouterr().out
+    assert main([*run, "--weight=1e4", "-o", "x.tif"]) == 0
+    assert "times the noise, so that the image does not explain" in capsys.readouterr().out
 
 
 def test_a_training_that_was_hardly_validated_is_told(files, capsys):

@@ -342,6 +342,10 @@ def test_numpy_sinogram_as_in_lodopab(sinogram, capsys):
     assert "midpoints of 30 equal parts" in out
     assert "detector is 0.362 m wide" in out
     assert "divided by 81.36/m" in out
+    assert main(["reconstruct", "y.npy", *run, *geometry, "--limited=18:162", "-o", "a.npy"]) == 0
+    assert "6 of the 30 measured angles are left out" in capsys.readouterr().out
+    assert main(["reconstruct", "y.npy", *run, *geometry, "-o", "a.npy"]) == 0
+    assert "left out" not in capsys.readouterr().out
     assert main(["reconstruct", "y.h5", *run, "-o", "b.npy"]) == 0
     assert np.allclose(np.load("a.npy"), np.load("b.npy"), atol=1e-5)
     # Line integrals without a unit, as other programs write them.

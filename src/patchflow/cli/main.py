@@ -15,6 +15,7 @@ from patchflow.cli.calibrate import calibrate
 from patchflow.cli.config import expand_config
 from patchflow.cli.demo import demo
 from patchflow.cli.info import info
+from patchflow.cli.messages import sentence
 from patchflow.cli.posterior import train_conditional_snf
 from patchflow.cli.reconstruct import reconstruct
 from patchflow.cli.sample import sample
@@ -135,10 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
         function(**values)
     except (InputError, argparse.ArgumentError) as error:
-        print(f"patchflow: {_sentence(error)}", file=sys.stderr)
+        print(f"patchflow: {_sentence(error, arguments)}", file=sys.stderr)
         return 2
     except NumericalError as error:
-        print(f"patchflow: {_sentence(error)}", file=sys.stderr)
+        print(f"patchflow: {_sentence(error, arguments)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("patchflow: interrupted before there was anything to keep.", file=sys.stderr)
@@ -218,8 +219,8 @@ def _switched(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    # jsonargparse names a missing flag by its place in the configuration.
-    missing = re.fullmatch(r"the following arguments are required: (?:[\w-]+\.)*(\w+)", text)
-    return f"--{missing[1]} is required; see --help." if missing else text
+def _sentence(error: Exception, arguments: Sequence[str]) -> str:
+    for words, (function, _, _) in _COMMANDS.items():
+        if tuple(arguments[: len(words)]) == words:
+            return sentence(error, " ".join(words), inspect.signature(function).parameters)
+    return sentence(error, "", ())

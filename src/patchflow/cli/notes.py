@@ -13,6 +13,8 @@ from patchflow.solution import Solution
 # A residual of so small a share of the noise follows the noise: with the weights of the tables it is .4 to 1
 # (benchmarks/tune.py prints it), least after super-resolution, which knows few pixels.
 _SMALL = 0.25
+# One so large is no noise: either the data are not fitted, or they are of another operator, noise or range.
+_LARGE = 2.0
 
 
 def choose(
@@ -69,13 +71,18 @@ def choose(
     return choice, notes
 
 
-def overfit(residual: float, noise: float) -> list[str]:
-    """A sentence if the residual is so small that the noise must be in the image; else none.
+def misfit(residual: float, noise: float) -> list[str]:
+    """A sentence if the residual is so small that the noise must be in the image, or far above the noise; else none.
 
     Args:
         residual: The root mean square of the residual.
         noise: The standard deviation of the noise.
     """
+    if residual > _LARGE * noise:
+        return [
+            f"The residual is {residual / noise:.3g} times the noise, so that the image does not explain the "
+            "measurement: lower --weight, or check --noise, --range and the operator."
+        ]
     if residual > _SMALL * noise:
         return []
     return [

@@ -16,7 +16,7 @@ from patchflow.cli.error_bars import Calibration, Recipe
 from patchflow.cli.image_methods import ImageMethod, Solver, Texture
 from patchflow.cli.image_report import image_report
 from patchflow.cli.image_samples import Chain, Sampling
-from patchflow.cli.notes import convergence, overfit
+from patchflow.cli.notes import convergence, misfit
 from patchflow.cli.novelty import Watch
 from patchflow.cli.options import check_output, check_stack, output_folder, value_range
 from patchflow.cli.options import start as begin
@@ -239,7 +239,7 @@ def reconstruct(
         f"residual {residual:.4f} at noise {flags.std:g}."
     )
     if not weightless:
-        notes += overfit(residual, flags.std)
+        notes += misfit(residual, flags.std)
     print(*notes, sep="\n", end="\n" if notes else "")
     if x_true is not None:
         print(

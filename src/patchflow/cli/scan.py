@@ -130,6 +130,11 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
         notes.append(f"The line integrals are divided by {MU_MAX:.2f}/m, as in LoDoPaB.")
     _check_values(path, found.data, photons, scale)
     kept = slice(None) if flags.limited is None else kept_angles(angles, flags.limited)
+    if found.angles is None and len(angles[kept]) < rows:
+        notes.append(
+            f"{rows - len(angles[kept])} of the {rows} measured angles are left out, those outside of --limited "
+            f"{flags.limited}; if the file has only these, give --angles of the whole half turn."
+        )
     operator = ParallelBeam(
         shape,
         angles[kept],

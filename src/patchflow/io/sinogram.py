@@ -1,11 +1,11 @@
 r"""Sinograms on disk: line integrals with the geometry and the dose that they were measured with.
 
-A sinogram holds post-log values, :math:`-\log(N / N_0) / s` with counts :math:`N`, photons
-:math:`N_0` and a scale :math:`s`; the slices of a file share its metadata. HDF5 files hold both:
-the data set ``data`` of shape (slices, angles, bins), its attributes ``detector_spacing`` [m],
-``pixel_spacing`` [m], ``image_shape``, ``photons``, ``attenuation_scale`` [1/m] and ``offset`` [m],
-each with its unit in ``*_units``, and beside it the data set ``angles`` [rad]. All of the metadata
-is optional. NumPy and TIFF files hold the values alone.
+A sinogram holds post-log values, :math:`-\log(N / N_0) / s` with counts :math:`N`, photons :math:`N_0` and a scale
+:math:`s`; the slices of a file share its metadata. HDF5 files hold both: the data set ``data`` of shape (slices,
+angles, bins), its attributes ``detector_spacing`` [m], ``pixel_spacing`` [m], ``image_shape``, ``photons``,
+``attenuation_scale`` [1/m] and ``offset`` [m], each with its unit in ``*_units``, and beside it the data set ``angles``
+[rad], or ``theta`` [degrees], as in Data Exchange files (De Carlo et al., 2014, https://dxfile.readthedocs.io).
+Attributes of the file itself go for every data set. All metadata is optional; NumPy and TIFF files have none.
 """
 
 from __future__ import annotations
@@ -252,15 +252,14 @@ def _tiff(content: bytes, path: Path) -> np.ndarray:
 
 def _read_hdf5(path: Path, dataset: str | None) -> Sinogram:
     with open_hdf5(path, "sinogram") as file:
-        version = read_number(file.attrs, "patchflow_format", path)
-        if version is not None and version > _FORMAT:
+        if (version := read_number(file.attrs, "patchflow_format", path) or 0) > _FORMAT:
             raise InputError(
                 f"{path} has the format {version:g}, but this version reads {_FORMAT}: upgrade "
                 "patchflow."
             )
         chosen = choose_dataset(file, dataset, path)
         data = _line_integrals(read_array(chosen, path), path)
-        angles, attributes = _angles(chosen, path), dict(chosen.attrs)
+        angles, attributes = _angles(chosen, path), {**file.attrs, **chosen.attrs}
     numbers = {name: read_number(attributes, name, path, unit) for name, unit in _UNITS.items()}
     image_shape = _image_shape(attributes, path)
     try:
@@ -270,20 +269,22 @@ def _read_hdf5(path: Path, dataset: str | None) -> Sinogram:
 
 
 def _angles(chosen: Any, path: Path) -> Tensor | None:
-    beside = chosen.parent.get("angles")
-    if beside is not None:
-        values, unit = beside[()], beside.attrs.get("units")
-    elif "angles" in chosen.attrs:
+    known, factor = ("rad", "radian", "radians"), 1.0
+    if "angles" in chosen.attrs and "angles" not in chosen.parent:
         values, unit = chosen.attrs["angles"], chosen.attrs.get("angles_units")
+    elif (beside := chosen.parent.get("angles", chosen.parent.get("theta"))) is not None:
+        values, unit = beside[()], beside.attrs.get("units")
+        if "angles" not in chosen.parent:
+            known, factor = ("degrees", "degree", "deg"), math.pi / 180
     else:
         return None
-    check_unit("angles", unit, ("rad", "radian", "radians"), path)
+    check_unit("angles", unit, known, path)
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
         raise InputError(
             f"{path} has angles of type {array.dtype}, but numbers [rad] are needed: save them so."
         )
-    return torch.from_numpy(np.ascontiguousarray(array, np.float64))
+    return torch.from_numpy(factor * np.ascontiguousarray(array, np.float64))
 
 
 def _image_shape(attributes: dict[str, Any], path: Path) -> tuple[int, int] | None:
