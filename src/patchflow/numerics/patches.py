@@ -100,7 +100,7 @@ def dihedral_orders(channels: int, size: int) -> Tensor:
 
 
 def common_channels(images: Sequence[Tensor]) -> int:
-    """The number of channels of training images, each (1, channels, height, width).
+    """The number of channels of images, each (1, channels, height, width).
 
     Raises:
         InputError: If there is no image or the numbers differ.
@@ -110,7 +110,7 @@ def common_channels(images: Sequence[Tensor]) -> int:
     channels = {image.shape[1] for image in images}
     if len(channels) > 1:
         raise InputError(
-            f"The training images have {sorted(channels)} channels; convert them all to grey or all to colour."
+            f"The images have {sorted(channels)} channels; convert them all to grey or all to colour."
         )
     return channels.pop()
 
