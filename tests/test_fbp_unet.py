@@ -450,7 +450,7 @@ class TestCommandLine:
         told = capsys.readouterr().out
         assert "total variation needs no model" in told
         assert "s.safetensors is for another scan" in told
-        # With missing directions a density of patches is better, total variation is not.
+        # With missing directions a density of patches goes on from it, total variation does not.
         limited = "--limited=18:162"
         short = ["--stages=2", "--steps=15", limited]
         assert main([*train, *short, "-o", "w.safetensors"]) == 0
@@ -461,8 +461,12 @@ class TestCommandLine:
         Path("s.safetensors").rename("s.hidden")
         pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
         choice = choose_for_scan(".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")))
-        assert (choice.method, choice.prior) == ("patchnr", "nr.safetensors")
-        assert "with missing directions it is better than w.safetensors" in choice.reason
+        found = (choice.method, choice.prior, choice.start)
+        assert found == ("patchnr", "nr.safetensors", "w.safetensors")
+        assert "it improves the result of w.safetensors" in choice.reason
+        assert main([*auto[:-1], "--prior=.", limited, "--steps=3", "-o", "auto.tif"]) == 0
+        assert "3 steps, from the networks." in capsys.readouterr().out
+        assert yaml.safe_load(Path("auto.yaml").read_text())["start"] == "w.safetensors"
         further = ["--prior=nr.safetensors", limited, "--start=w.safetensors", "--steps=3"]
         assert main([*auto[:-1], *further, "-o", "auto.tif"]) == 0
         told = capsys.readouterr().out

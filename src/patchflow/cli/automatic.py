@@ -42,11 +42,12 @@ _EVALUATIONS = {"patchnr": 400, "epll": 40}
 
 
 class Choice(NamedTuple):
-    """A method, its model file, and why it was chosen."""
+    """A method, its model file, why it was chosen, and the networks that it starts at, if any."""
 
     method: ImageMethod
     prior: str | None
     reason: str
+    start: str | None = None
 
 
 def choose_method(
@@ -122,8 +123,10 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         fits = _for_this(own, scan)
         if fits and not scan.limited:
             return Choice("single-image", own, "it was trained for this very scan")
-        wedge = f"with missing directions it is better than {own}"
-        passed = f"; {wedge if fits else f'{own} is for another scan'}"
+        if fits and "patch_nr" in found:
+            why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
+            return Choice("patchnr", found["patch_nr"], why, own)
+        passed = f"; {own} is for another scan" if not fits else ""
     for kind, method in _OF_SCANS.items():
         if kind in found:
             return Choice(method, found[kind], f"a density of patches serves any scan{passed}")

@@ -156,6 +156,7 @@ def reconstruct(
         if method == "auto":
             found = choose_for_scan(prior, partial(read_scan, measurement, scan))
             method, prior, why = _say(found, settings)
+            start = settings["start"] = found.start if start is None else start
             print(*why)
         choices = Choices(
             method,
