@@ -28,6 +28,20 @@ def measured(operator):
     return likelihood, likelihood.simulate(x), x
 
 
+def test_all_weights_are_tried_on_the_same_two_measurements():
+    """Solvers may keep what they have computed of them."""
+    likelihood, y, _ = measured(Identity(SHAPE))
+    given = []
+
+    def solve(measurement, weight):
+        given.append(measurement)
+        return shrink(measurement, weight)
+
+    choose_weight(solve, likelihood, y, start=BEST)
+    assert len(given) > 10
+    assert len({id(measurement) for measurement in given}) == 2
+
+
 def test_stein_finds_the_best_shrinkage():
     likelihood, y, x = measured(Identity(SHAPE))
     choice = choose_weight(shrink, likelihood, y, start=0.3 * BEST)

@@ -43,6 +43,14 @@ from patchflow.cli import main
             r"There is no flag --field-of-vew here \(did you mean --field-of-view\?\); see patchflow simulate --help.",
         ),
         (
+            "reconstruct --measurement=y.npy --problem=denoising",
+            r"There is no flag --measurement here; see patchflow reconstruct --help.",
+        ),
+        (
+            "reconstruct y.npy --problem=denoising --confg=run.yaml",
+            r"There is no flag --confg here \(did you mean --config\?\); see patchflow reconstruct --help.",
+        ),
+        (
             "reconstruct y.npy z.npy --problem=denoising",
             "'z.npy' is one argument too many; see patchflow reconstruct --help.",
         ),

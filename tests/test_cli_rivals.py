@@ -359,6 +359,15 @@ def test_noise_in_the_image_is_told(files, capsys):
     assert "noise is in the image" not in capsys.readouterr().out
     assert main([*run, "--weight=1e4", "-o", "x.tif"]) == 0
     assert "times the noise, so that the image does not explain" in capsys.readouterr().out
+    # Where nothing was measured there is no residual, whatever the file holds there.
+    y = read_image("y.tif", slack=1.0)
+    mask = torch.ones_like(y)
+    mask[:, :, 5:15, 5:15] = 0
+    write_image("m.png", mask)
+    write_image("holed.tif", torch.where(mask > 0, y, 1.0))
+    run = ["reconstruct", "holed.tif", "--problem=inpainting", "--mask=m.png", *run[3:]]
+    assert main([*run, "-o", "x.tif"]) == 0
+    assert "times the noise" not in capsys.readouterr().out
 
 
 def test_a_training_that_was_hardly_validated_is_told(files, capsys):

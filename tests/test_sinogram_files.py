@@ -138,23 +138,34 @@ def test_angles_as_attribute_and_beside_a_nested_dataset(tmp_path):
 
 def test_degrees_beside_the_data_as_in_data_exchange(tmp_path):
     degrees = np.array([0.0, 45.0, 90.0])
-    data = {"exchange/data": values(3, 7), "exchange/theta": degrees}
+    data = {"exchange/data": values(3, 4, 7), "exchange/theta": degrees}
     path = write_h5(tmp_path / "a.h5", data)
-    found = read_sinogram(path, dataset="exchange/data").angles
-    assert torch.allclose(found, torch.tensor([0.0, 0.25, 0.5], dtype=torch.float64) * math.pi)
+    sinogram = read_sinogram(path, dataset="exchange/data")
+    expected = torch.tensor([0.0, 0.25, 0.5], dtype=torch.float64) * math.pi
+    assert torch.allclose(sinogram.angles, expected)
+    # Projections, unless they say otherwise.
+    assert np.array_equal(sinogram.data[:, 0], values(3, 4, 7).swapaxes(0, 1))
+    turned = {"exchange/data": values(4, 3, 7), "exchange/theta": degrees}
+    for axes in ("y:theta:x", b"y:theta:x"):
+        other = write_h5(tmp_path / "b.h5", turned, {"axes": axes})
+        found = read_sinogram(other, dataset="exchange/data").data
+        assert np.array_equal(found[:, 0], values(4, 3, 7))
     with h5py.File(path, "a") as file:
         file["exchange/theta"].attrs["units"] = "rad"
     with pytest.raises(InputError, match="has angles in the unit 'rad', but 'degrees' is needed"):
         read_sinogram(path)
-    write_h5(path, {**data, "exchange/angles": half_turn(3).numpy()})
+    write_h5(path, {"data": values(3, 7), "theta": degrees, "angles": half_turn(3).numpy()})
     assert torch.equal(read_sinogram(path).angles, half_turn(3))
 
 
 def test_attributes_of_the_file_go_for_its_data(tmp_path):
-    given = {"photons": 300.0, "image_shape": (4, 4), "pixel_spacing": 0.01}
-    path = write_h5(tmp_path / "a.h5", {"data": values(2, 7)}, {"photons": 400.0}, given)
+    angles = half_turn(2).numpy()
+    given = {"photons": 300.0, "image_shape": (4, 4), "offset": 9.0, "offset_units": "mm"}
+    own = {"photons": 400.0, "offset": 0.01}
+    path = write_h5(tmp_path / "a.h5", {"data": values(2, 7)}, own, {**given, "angles": angles})
     found = read_sinogram(path)
-    assert (found.photons, found.image_shape, found.pixel_spacing) == (400.0, (4, 4), 0.01)
+    assert (found.photons, found.image_shape, found.offset) == (400.0, (4, 4), 0.01)
+    assert torch.equal(found.angles, half_turn(2))
 
 
 # --- the data set that is meant ------------------------------------------------------------------

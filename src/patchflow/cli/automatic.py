@@ -106,12 +106,13 @@ def choose_method(
     return Choice("tv", None, "; ".join(["total variation needs no model", *passed]))
 
 
-def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
+def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = True) -> Choice:
     """Choose for CT scans, as the tables of low dose and of missing directions prefer.
 
     Args:
         path: A model file, or a folder of some; None for no model.
         read: Reads the scan.
+        free: Whether the start may be chosen, too: nobody said it, and the procedure is not the published one.
 
     Raises:
         InputError: If there is no such file or folder.
@@ -123,7 +124,7 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan]) -> Choice:
         fits = _for_this(own, scan)
         if fits and not scan.limited:
             return Choice("single-image", own, "it was trained for this very scan")
-        if fits and "patch_nr" in found:
+        if fits and free and "patch_nr" in found:
             why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
             return Choice("patchnr", found["patch_nr"], why, own)
         passed = f"; {own} is for another scan" if not fits else ""

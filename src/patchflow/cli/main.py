@@ -220,7 +220,8 @@ def _switched(arguments: Sequence[str]) -> list[str]:
 
 
 def _sentence(error: Exception, arguments: Sequence[str]) -> str:
-    for words, (function, _, _) in _COMMANDS.items():
+    for words, (function, positional, _) in _COMMANDS.items():
         if tuple(arguments[: len(words)]) == words:
-            return sentence(error, " ".join(words), inspect.signature(function).parameters)
+            names = {*inspect.signature(function).parameters, "config", "help"} - {positional}
+            return sentence(error, " ".join(words), sorted(names))
     return sentence(error, "", ())

@@ -31,6 +31,7 @@ from patchflow.io.images import read_stack, write_image
 from patchflow.methods import WEIGHTLESS
 from patchflow.metrics import psnr, ssim
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.sampling import Mask
 from patchflow.report import write_report
 
 # The reading of a measurement allows for noise beyond the range of the image, in standard deviations.
@@ -154,9 +155,10 @@ def reconstruct(
     if problem == "ct":
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         if method == "auto":
-            found = choose_for_scan(prior, partial(read_scan, measurement, scan))
+            free = start is None and preset == "default"
+            found = choose_for_scan(prior, partial(read_scan, measurement, scan), free)
+            start = settings["start"] = start or found.start
             method, prior, why = _say(found, settings)
-            start = settings["start"] = found.start if start is None else start
             print(*why)
         choices = Choices(
             method,
@@ -232,7 +234,7 @@ def reconstruct(
         notes += notes_of(solution.samples, x_true, init, checked)
     write_image(target, solution.x)
     write_config(target.with_suffix(".yaml"), "reconstruct", settings)
-    residual = float((likelihood.operator(solution.x) - y).square().mean().sqrt())
+    residual = _residual(likelihood, solution.x, y)
     weightless = method in WEIGHTLESS or (method == "dpir" and samples is not None)
     weighted = "" if weightless else f", weight {weight:g}"
     print(
@@ -273,6 +275,13 @@ def _say(found: Choice, settings: dict[str, object]) -> tuple[ImageMethod, str |
     settings |= {"method": found.method, "prior": found.prior, "budget": None}
     told = f"Method {found.method}" + (f" with {found.prior}" if found.prior else "")
     return found.method, found.prior, [f"{told}, chosen automatically: {found.reason}."]
+
+
+def _residual(likelihood: GaussianLikelihood, x: Tensor, y: Tensor) -> float:
+    """The root mean square of the residual where there is a measurement."""
+    wrong, operator = likelihood.operator(x) - y, likelihood.operator
+    seen = operator.mask.expand_as(wrong) > 0 if isinstance(operator, Mask) else ...
+    return float(wrong[seen].square().mean().sqrt())
 
 
 def _check_measurement(y: Tensor, likelihood: GaussianLikelihood, path: str) -> None:

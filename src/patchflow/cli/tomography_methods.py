@@ -262,9 +262,10 @@ class SliceSolver:
                 progress=True,
             )
         task = Task(self.scan.likelihood, y, fbp, self.prior, callback=follow, progress=True)
-        first = self._first(y) if self.method.refines else None
+        first = self._first(y, follow) if self.method.refines else None
         return self.method.run(task, self.options._replace(weight=weight), first)
 
-    def _begin(self, y: Tensor) -> Solution:
-        task = Task(self.scan.likelihood, y, self.scan.operator.initial(y), progress=True)
+    def _begin(self, y: Tensor, follow: Follow | None) -> Solution:
+        fbp = self.scan.operator.initial(y)
+        task = Task(self.scan.likelihood, y, fbp, callback=follow, progress=True)
         return self.method.first(task, self.options)

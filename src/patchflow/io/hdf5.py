@@ -166,6 +166,22 @@ def read_number(
     return float(array.item())
 
 
+def read_shape(
+    attributes: Mapping[str, Any], name: str, path: str | Path, unit: str
+) -> tuple[int, int] | None:
+    """Read an attribute that is a height and a width, as :func:`read_number` reads numbers."""
+    if name not in attributes:
+        return None
+    check_unit(name, attributes.get(f"{name}_units"), (unit,), path)
+    array = np.asarray(attributes[name])
+    if array.shape != (2,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{path} has the {name} {attributes[name]}, but two integers (height, width) are "
+            "needed: correct it."
+        )
+    return int(array[0]), int(array[1])
+
+
 def check_unit(name: str, found: Any, known: tuple[str, ...], path: str | Path) -> None:
     """Check the unit that a file states.
 

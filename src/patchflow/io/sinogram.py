@@ -4,7 +4,8 @@ A sinogram holds post-log values, :math:`-\log(N / N_0) / s` with counts :math:`
 :math:`s`; the slices of a file share its metadata. HDF5 files hold both: the data set ``data`` of shape (slices,
 angles, bins), its attributes ``detector_spacing`` [m], ``pixel_spacing`` [m], ``image_shape``, ``photons``,
 ``attenuation_scale`` [1/m] and ``offset`` [m], each with its unit in ``*_units``, and beside it the data set ``angles``
-[rad], or ``theta`` [degrees], as in Data Exchange files (De Carlo et al., 2014, https://dxfile.readthedocs.io).
+[rad]. Beside ``theta`` [degrees], as in Data Exchange files (De Carlo et al., 2014, https://dxfile.readthedocs.io), the
+data are projections, (angles, slices, bins), unless their attribute ``axes`` is ``y:theta:x``; counts are refused.
 Attributes of the file itself go for every data set. All metadata is optional; NumPy and TIFF files have none.
 """
 
@@ -32,6 +33,7 @@ from patchflow.io.hdf5 import (
     open_hdf5,
     read_array,
     read_number,
+    read_shape,
     require_h5py,
 )
 
@@ -258,20 +260,31 @@ def _read_hdf5(path: Path, dataset: str | None) -> Sinogram:
                 "patchflow."
             )
         chosen = choose_dataset(file, dataset, path)
-        data = _line_integrals(read_array(chosen, path), path)
-        angles, attributes = _angles(chosen, path), {**file.attrs, **chosen.attrs}
+        own = dict(chosen.attrs)
+        attributes = {k: v for k, v in file.attrs.items() if k.removesuffix("_units") not in own}
+        attributes |= own
+        array, angles = read_array(chosen, path), _angles(chosen, attributes, path)
+        data = _line_integrals(array.swapaxes(0, 1) if _angle_first(chosen, array) else array, path)
     numbers = {name: read_number(attributes, name, path, unit) for name, unit in _UNITS.items()}
-    image_shape = _image_shape(attributes, path)
+    image_shape = read_shape(attributes, "image_shape", path, _SHAPE_UNIT)
     try:
         return Sinogram(data, angles, image_shape=image_shape, **numbers)
     except InputError as error:
         raise InputError(f"{path} is not a sinogram that can be used: {error}") from error
 
 
-def _angles(chosen: Any, path: Path) -> Tensor | None:
+def _angle_first(chosen: Any, array: np.ndarray) -> bool:
+    """Whether a stack is one of projections, as in Data Exchange files if they do not say otherwise."""
+    axes, beside = chosen.attrs.get("axes", "theta:y:x"), chosen.parent
+    named = axes.decode(errors="replace") if isinstance(axes, bytes) else str(axes)
+    exchanged = "theta" in beside and "angles" not in beside and named.startswith("theta")
+    return exchanged and array.ndim == 3
+
+
+def _angles(chosen: Any, attributes: dict[str, Any], path: Path) -> Tensor | None:
     known, factor = ("rad", "radian", "radians"), 1.0
-    if "angles" in chosen.attrs and "angles" not in chosen.parent:
-        values, unit = chosen.attrs["angles"], chosen.attrs.get("angles_units")
+    if "angles" in attributes and "angles" not in chosen.parent:
+        values, unit = attributes["angles"], attributes.get("angles_units")
     elif (beside := chosen.parent.get("angles", chosen.parent.get("theta"))) is not None:
         values, unit = beside[()], beside.attrs.get("units")
         if "angles" not in chosen.parent:
@@ -285,16 +298,3 @@ def _angles(chosen: Any, path: Path) -> Tensor | None:
             f"{path} has angles of type {array.dtype}, but numbers [rad] are needed: save them so."
         )
     return torch.from_numpy(factor * np.ascontiguousarray(array, np.float64))
-
-
-def _image_shape(attributes: dict[str, Any], path: Path) -> tuple[int, int] | None:
-    if "image_shape" not in attributes:
-        return None
-    check_unit("image_shape", attributes.get("image_shape_units"), (_SHAPE_UNIT,), path)
-    array = np.asarray(attributes["image_shape"])
-    if array.shape != (2,) or array.dtype.kind not in "iu":
-        raise InputError(
-            f"{path} has the image_shape {attributes['image_shape']}, but two integers (height, "
-            "width) are needed: correct it."
-        )
-    return int(array[0]), int(array[1])
