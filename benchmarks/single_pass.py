@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 
 from patchflow import models
+from patchflow.distillation import distil_turns
 from patchflow.image_models import SingleImage
+from patchflow.io.images import read_image
 from patchflow.metrics import psnr
 from patchflow.numerics.precision import fastest_dtype
 from patchflow.papers import image_problems
+from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import single_image
 
 parser = argparse.ArgumentParser(
@@ -30,13 +33,32 @@ parser.add_argument("--data", required=True, type=Path)
 parser.add_argument("--models", required=True, type=Path)
 parser.add_argument("--images", type=int, default=10)
 parser.add_argument("--repeats", type=int, default=10)
+parser.add_argument("--distil", type=float, default=0.0, help="seconds of distillation before")
+parser.add_argument("--threads", type=int, default=1, help="of the distillation")
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/single-pass.json"))
 arguments = parser.parse_args()
-torch.set_num_threads(1)
 problem = image_problems.PROBLEMS["patchnr-superresolution"][0]
 paths = image_problems.reported_paths(arguments.data, problem.material, arguments.images)
 path = arguments.models / f"single-image-{problem.material}.safetensors"
 network = models.load(path, SingleImage)
+if arguments.distil:
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    validation = read_image(
+        image_problems.validation_path(arguments.data, problem.material), grey=True
+    )
+    distil_turns(
+        network,
+        [image_problems.training_image(arguments.data, problem.material)],
+        [validation],
+        problem=lambda shape: GaussianLikelihood(
+            problem.operator(arguments.data, shape), problem.std
+        ),
+        steps=10**6,
+        seconds=arguments.distil,
+        progress=True,
+    )
+torch.set_num_threads(1)
 cases = [problem.case(arguments.data, path, number) for number, path in enumerate(paths)]
 
 

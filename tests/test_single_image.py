@@ -7,13 +7,14 @@ import torch
 
 from patchflow import models
 from patchflow.cli import main
+from patchflow.distillation import distil_turns
 from patchflow.errors import InputError
 from patchflow.image_models import SingleImage, single_image
 from patchflow.io.images import write_image
 from patchflow.learn_single_image import ReconstructionLoss, learn_single_image
 from patchflow.networks.unrolled import UnrolledNetwork
 from patchflow.numerics.dihedral import DIHEDRAL
-from patchflow.numerics.windows import WindowSampler, middle
+from patchflow.numerics.windows import FreeWindowSampler, WindowSampler, middle
 from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Composition, Identity
@@ -188,6 +189,53 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
         reconstruct(GaussianLikelihood(likelihood.operator, 0.03), model, y)
     with pytest.raises(InputError, match="2 channels but the network was trained for 1"):
         reconstruct(likelihood, model, y.expand(-1, 2, -1, -1))
+
+
+def test_free_windows_are_turned_and_scaled_views() -> None:
+    """Of a linear image: the slope of a window is as long as the scale says, in every direction alike."""
+    torch.manual_seed(0)
+    image = 0.01 * torch.arange(90.0)[None, None, None, :].expand(1, 1, 80, 90).clone()
+    for spread in (0.0, 0.2):
+        windows = FreeWindowSampler([image], (12, 10), 300, spread=spread)()
+        assert windows.shape == (300, 1, 12, 10)
+        down, across = (windows.diff(dim=k).mean((1, 2, 3)) / 0.01 for k in (2, 3))
+        # Near the border, where the image goes on by reflection, windows are bent.
+        inner = (windows.amin((1, 2, 3)) > 0.02) & (windows.amax((1, 2, 3)) < 0.87)
+        scales = (down**2 + across**2).sqrt()[inner]
+        assert len(scales) > 150
+        assert float(scales.log().std()) == pytest.approx(spread, abs=0.03)
+        assert float(scales.log().mean()) == pytest.approx(0, abs=0.05)
+        angles = torch.atan2(down, across)[inner]
+        assert float(angles.cos().mean()) == pytest.approx(0, abs=4 * (0.5 / len(angles)) ** 0.5)
+
+
+def test_a_single_pass_learns_the_mean_over_the_turns() -> None:
+    image, other = texture(64, 0), texture(48, 1)
+    likelihood = problem((48, 48))
+    torch.manual_seed(0)
+    model = single_image(measurement=signature(likelihood), cell=2, width=12, blocks=1)
+    shared = {"problem": problem, "window": (24, 24), "batch": 3}
+    learn_single_image(model, [image], holdout=0.5, steps=40, lr=1e-2, **shared)
+    y = likelihood.simulate(other)
+    mean = reconstruct(likelihood, model, y, ensemble=True).x
+
+    def gap():
+        return float((reconstruct(likelihood, model, y, ensemble=False).x - mean).square().mean())
+
+    before = gap()
+    distil_turns(model, [image], [other], steps=60, lr=3e-3, average=0.9, **shared)
+    assert gap() < 0.7 * before
+    assert not any(p.requires_grad for p in model.parameters())
+
+    skew = torch.zeros(3, 3)
+    skew[0, 1], skew[1, 1], skew[2, 0] = 0.3, 0.5, 0.2
+
+    def blurred(shape):
+        return GaussianLikelihood(Blur(skew, shape, "periodic"), 0.01)
+
+    refused = single_image(measurement=signature(blurred((24, 24))), width=4, blocks=1)
+    with pytest.raises(InputError, match="commutes with no turn"):
+        distil_turns(refused, [image], [other], **(shared | {"problem": blurred}))
 
 
 def test_what_is_corrected_is_not_rounded_to_bfloat16(single_precision) -> None:

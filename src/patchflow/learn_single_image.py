@@ -139,7 +139,7 @@ def learn_single_image(
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
     loss = ReconstructionLoss(model, operator)
-    known = _validation_pairs(validation, window, likelihood)
+    known = validation_pairs(validation, window, likelihood)
 
     def draw() -> tuple[Tensor, Tensor]:
         x = sampler()
@@ -154,7 +154,7 @@ def learn_single_image(
         schedule=schedule,
         warmup=warmup,
         average=average,
-        validate=lambda: _minus_psnr(loss, known),
+        validate=lambda: minus_psnr(loss, known),
         validate_every=min(500, max(25, steps // 40)),
         patience=patience,
         budget=seconds,
@@ -166,7 +166,7 @@ def learn_single_image(
     return run()
 
 
-def _validation_pairs(
+def validation_pairs(
     images: Sequence[Tensor], window: Shape, likelihood: Likelihood
 ) -> list[tuple[Tensor, Tensor]]:
     """Windows of the images and their measurements, the same whatever the seed."""
@@ -185,6 +185,7 @@ def _validation_pairs(
 
 
 @torch.no_grad()
-def _minus_psnr(loss: ReconstructionLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
+def minus_psnr(loss: ReconstructionLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Minus the mean PSNR in decibels of the results of a single pass."""
     errors = [float((loss.model(y, loss.operator) - x).square().mean()) for x, y in known]
     return 10 * sum(math.log10(max(error, 1e-12)) for error in errors) / len(errors)

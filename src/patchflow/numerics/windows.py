@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from patchflow.errors import InputError
 from patchflow.numerics.dihedral import DIHEDRAL
@@ -70,6 +72,48 @@ class WindowSampler:
             left = int(torch.randint(columns - width + 1, ()))
             window = image[..., top : top + height, left : left + width]
         return turn(window)
+
+
+class FreeWindowSampler:
+    """Random windows of images that are turned by any angle and a little larger or smaller.
+
+    Bicubic interpolation; images go on by reflection.
+
+    Args:
+        images: See :class:`WindowSampler`.
+        shape: Height and width of a window.
+        batch: Windows per call.
+        spread: Standard deviation of the logarithm of the scale.
+    """
+
+    def __init__(
+        self, images: Sequence[Tensor], shape: tuple[int, int], batch: int, *, spread: float = 0.1
+    ) -> None:
+        common_channels(images)
+        self.images, self.shape, self.batch, self.spread = images, shape, batch, spread
+
+    def __call__(self) -> Float[Tensor, "batch channels height width"]:
+        """Draw a batch; values stay between the least and the largest of the image."""
+        return torch.cat([self._window() for _ in range(self.batch)])
+
+    def _window(self) -> Tensor:
+        image = self.images[int(torch.randint(len(self.images), ()))]
+        angle = float(torch.rand(())) * 2 * math.pi
+        scale = math.exp(self.spread * float(torch.randn(())))
+        rows, columns = image.shape[-2:]
+        height, width = self.shape
+        # In the coordinates of grid_sample both sides of an image go from -1 to 1, whatever their lengths.
+        across, down = scale * math.cos(angle), scale * math.sin(angle)
+        centre = 2 * torch.rand(2) - 1
+        maps = torch.tensor(
+            [
+                [across * width / columns, -down * height / columns, centre[0]],
+                [down * width / rows, across * height / rows, centre[1]],
+            ]
+        )
+        grid = functional.affine_grid(maps[None].to(image), [1, 1, height, width], False)
+        found = functional.grid_sample(image, grid, "bicubic", "reflection", align_corners=False)
+        return found.clamp(image.min(), image.max())
 
 
 def _fits(shape: Sequence[int], image: Tensor) -> bool:
