@@ -233,6 +233,11 @@ def test_a_single_pass_learns_the_mean_over_the_turns() -> None:
     def blurred(shape):
         return GaussianLikelihood(Blur(skew, shape, "periodic"), 0.01)
 
+    directed = single_image(
+        measurement=signature(problem((24, 24))), cell=2, width=4, blocks=1, dihedral=False
+    )
+    with pytest.raises(InputError, match="was trained for no turn"):
+        distil_turns(directed, [image], [other], **shared)
     refused = single_image(measurement=signature(blurred((24, 24))), width=4, blocks=1)
     with pytest.raises(InputError, match="commutes with no turn"):
         distil_turns(refused, [image], [other], **(shared | {"problem": blurred}))

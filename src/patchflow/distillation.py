@@ -29,7 +29,7 @@ from patchflow.learn_single_image import (
     minus_psnr,
     validation_pairs,
 )
-from patchflow.numerics.precision import Precision
+from patchflow.numerics.precision import Precision, autocast
 from patchflow.numerics.windows import FreeWindowSampler
 from patchflow.problems.operator import LinearOperator, Shape
 from patchflow.reconstruct import single_image
@@ -71,16 +71,21 @@ def distil_turns(
         The record of the run; its validation values are minus the mean PSNR of a single pass in decibels.
 
     Raises:
-        InputError: If the reconstructor is for another measurement, or its operator commutes with no turn.
+        InputError: If the reconstructor is for another measurement or other channels, or for images with a preferred
+            direction, or its operator commutes with no turn.
     """
     likelihood = problem(window)
     model.check_measurement(likelihood)
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
-    if not single_image.commuting(operator):
+    turns = single_image.commuting(operator) if model.dihedral else ()
+    if not turns:
+        why = "operator commutes with" if model.dihedral else "reconstructor was trained for"
         raise InputError(
-            "The operator commutes with no turn or reflection, so that there is no mean over them to learn from."
+            f"The {why} no turn or reflection, so that there is no mean over them to learn from; use it as it is."
         )
+    for image in images:
+        model.check(image)
     teacher = copy.deepcopy(model).requires_grad_(False)
     loss = ReconstructionLoss(model.requires_grad_(True), operator)
     known = validation_pairs(validation, window, likelihood)
@@ -89,10 +94,8 @@ def distil_turns(
     @torch.no_grad()
     def draw() -> tuple[Tensor, Tensor]:
         y = likelihood.simulate(sampler())
-        mean = single_image.reconstruct(
-            likelihood, teacher, y, ensemble=True, precision=precision
-        ).x
-        return mean, y
+        with autocast(y, precision):
+            return single_image.mean_over_turns(teacher, y, operator, turns), y
 
     return fit(
         loss,

@@ -255,16 +255,17 @@ def _tiff(content: bytes, path: Path) -> np.ndarray:
 def _read_hdf5(path: Path, dataset: str | None) -> Sinogram:
     with open_hdf5(path, "sinogram") as file:
         if (version := read_number(file.attrs, "patchflow_format", path) or 0) > _FORMAT:
-            raise InputError(
-                f"{path} has the format {version:g}, but this version reads {_FORMAT}: upgrade "
-                "patchflow."
-            )
+            remedy = f"but this version reads {_FORMAT}: upgrade patchflow."
+            raise InputError(f"{path} has the format {version:g}, {remedy}")
         chosen = choose_dataset(file, dataset, path)
         own = dict(chosen.attrs)
         attributes = {k: v for k, v in file.attrs.items() if k.removesuffix("_units") not in own}
         attributes |= own
-        array, angles = read_array(chosen, path), _angles(chosen, attributes, path)
-        data = _line_integrals(array.swapaxes(0, 1) if _angle_first(chosen, array) else array, path)
+        array = read_array(chosen, path)
+        theta = "theta" in chosen.parent and "angles" not in (*chosen.parent, *attributes)
+        if theta and array.ndim == 3 and _angle_first(attributes):
+            array = array.swapaxes(0, 1)
+        data, angles = _line_integrals(array, path), _angles(chosen, attributes, theta, path)
     numbers = {name: read_number(attributes, name, path, unit) for name, unit in _UNITS.items()}
     image_shape = read_shape(attributes, "image_shape", path, _SHAPE_UNIT)
     try:
@@ -273,22 +274,21 @@ def _read_hdf5(path: Path, dataset: str | None) -> Sinogram:
         raise InputError(f"{path} is not a sinogram that can be used: {error}") from error
 
 
-def _angle_first(chosen: Any, array: np.ndarray) -> bool:
-    """Whether a stack is one of projections, as in Data Exchange files if they do not say otherwise."""
-    axes, beside = chosen.attrs.get("axes", "theta:y:x"), chosen.parent
+def _angle_first(attributes: dict[str, Any]) -> bool:
+    """Whether a stack of a Data Exchange file is one of projections, as by default."""
+    axes = attributes.get("axes", "theta:y:x")
     named = axes.decode(errors="replace") if isinstance(axes, bytes) else str(axes)
-    exchanged = "theta" in beside and "angles" not in beside and named.startswith("theta")
-    return exchanged and array.ndim == 3
+    return named.startswith("theta")
 
 
-def _angles(chosen: Any, attributes: dict[str, Any], path: Path) -> Tensor | None:
+def _angles(chosen: Any, attributes: dict[str, Any], theta: bool, path: Path) -> Tensor | None:
     known, factor = ("rad", "radian", "radians"), 1.0
-    if "angles" in attributes and "angles" not in chosen.parent:
-        values, unit = attributes["angles"], attributes.get("angles_units")
-    elif (beside := chosen.parent.get("angles", chosen.parent.get("theta"))) is not None:
+    if theta:
+        known, factor = ("degrees", "degree", "deg"), math.pi / 180
+    if (beside := chosen.parent.get("theta" if theta else "angles")) is not None:
         values, unit = beside[()], beside.attrs.get("units")
-        if "angles" not in chosen.parent:
-            known, factor = ("degrees", "degree", "deg"), math.pi / 180
+    elif "angles" in attributes:
+        values, unit = attributes["angles"], attributes.get("angles_units")
     else:
         return None
     check_unit("angles", unit, known, path)

@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -62,9 +62,10 @@ class StableActivation(nn.Module):
 
     def __init__(self, features: int, name: Activation) -> None:
         super().__init__()
-        if name not in ("relu", "elu", "shrink", "clip", "tanh"):
+        known = get_args(Activation)
+        if name not in known:
             raise InputError(
-                f"The activation is {name!r} but must be a proximal map: relu, elu, shrink, clip or tanh."
+                f"The activation is {name!r} but must be a proximal map: one of {', '.join(known)}."
             )
         self.name = name
         self.bias = nn.Parameter(torch.zeros(features))

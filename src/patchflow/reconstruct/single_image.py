@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,10 +51,8 @@ def reconstruct(
     assert isinstance(operator, LinearOperator)
     turns = commuting(operator) if (model.dihedral if ensemble is None else ensemble) else ()
     with autocast(y, precision):
-        found = model(y, operator)
-        for turn in turns:
-            found = found + turn.symmetry.undo(model(turn(y), operator))
-    return Solution(found / (1 + len(turns)), [], 1, True)
+        found = mean_over_turns(model, y, operator, turns)
+    return Solution(found, [], 1, True)
 
 
 class Turn(NamedTuple):
@@ -68,6 +67,19 @@ class Turn(NamedTuple):
     def __call__(self, y: Tensor) -> Tensor:
         """The measurement of the turned image."""
         return self.symmetry(y).roll(self.shift, (-2, -1))
+
+
+def mean_over_turns(
+    model: SingleImage,
+    y: Float[Tensor, "batch channels *measured"],
+    operator: LinearOperator,
+    turns: Sequence[Turn],
+) -> Float[Tensor, "batch channels height width"]:
+    """The mean of what a network makes of a measurement and of its turns, turned back."""
+    found = model(y, operator)
+    for turn in turns:
+        found = found + turn.symmetry.undo(model(turn(y), operator))
+    return found / (1 + len(turns))
 
 
 def commuting(operator: LinearOperator) -> tuple[Turn, ...]:
