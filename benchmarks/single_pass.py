@@ -1,11 +1,15 @@
 """A single pass of the network of one image on the test images of super-resolution x4: CPU time and PSNR.
 
-Run: python benchmarks/single_pass.py --data DATA --models FOLDER [--images 10] [--repeats 10].
+Run: python benchmarks/single_pass.py --data DATA --models FOLDER [--images 10] [--repeats 10]
+     python benchmarks/single_pass.py --data DATA --models FOLDER --student 300 [--width 48] [--threads 2].
 
 FOLDER holds single-image-material.safetensors (patchflow benchmark patchnr-superresolution --methods [single-image]
---models FOLDER). One thread; the time is the best of the repeats on the first image, after one pass to warm up, and
-contains the start image. Beside it the mean over the eight turns. PSNR is that of the table's region, the mean over
-the images; the networks run in float32 and in bfloat16, which is the default where the processor multiplies it faster.
+--models FOLDER). With --student a narrower network first learns its mean over the turns, for so many seconds, from the
+same one image (its state is chosen on the validation image), and is measured in its place.
+
+One thread; the time is the best of the repeats on the first image, after one pass to warm up, and contains the start
+image. Beside it the mean over the eight turns. PSNR is that of the table's region, the mean over the images; the
+networks run in float32 and in bfloat16, which is the default where the processor multiplies it faster.
 """
 
 import argparse
@@ -17,14 +21,14 @@ from pathlib import Path
 import torch
 
 from patchflow import models
-from patchflow.distillation import distil_turns
-from patchflow.image_models import SingleImage
+from patchflow.image_models import SingleImage, single_image
 from patchflow.io.images import read_image
+from patchflow.learn_single_image import learn_single_image
 from patchflow.metrics import psnr
 from patchflow.numerics.precision import fastest_dtype
 from patchflow.papers import image_problems
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.reconstruct import single_image
+from patchflow.reconstruct.single_image import reconstruct
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,37 +37,51 @@ parser.add_argument("--data", required=True, type=Path)
 parser.add_argument("--models", required=True, type=Path)
 parser.add_argument("--images", type=int, default=10)
 parser.add_argument("--repeats", type=int, default=10)
-parser.add_argument("--distil", type=float, default=0.0, help="seconds of distillation before")
-parser.add_argument("--threads", type=int, default=1, help="of the distillation")
+parser.add_argument("--student", type=float, default=0.0, help="seconds of its training")
+parser.add_argument("--width", type=int, default=48, help="of the student")
+parser.add_argument("--threads", type=int, default=1, help="of the student's training")
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/single-pass.json"))
 arguments = parser.parse_args()
 problem = image_problems.PROBLEMS["patchnr-superresolution"][0]
 paths = image_problems.reported_paths(arguments.data, problem.material, arguments.images)
 path = arguments.models / f"single-image-{problem.material}.safetensors"
 network = models.load(path, SingleImage)
-if arguments.distil:
+if arguments.student:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    learned = image_problems.training_image(arguments.data, problem.material)
     validation = read_image(
         image_problems.validation_path(arguments.data, problem.material), grey=True
     )
-    distil_turns(
+    teacher, network = (
         network,
-        [image_problems.training_image(arguments.data, problem.material)],
+        single_image(measurement=network.measurement, width=arguments.width),
+    )
+    learn_single_image(
+        network,
+        [learned],
         [validation],
         problem=lambda shape: GaussianLikelihood(
             problem.operator(arguments.data, shape), problem.std
         ),
+        teacher=teacher,
+        average=0.998,
         steps=10**6,
-        seconds=arguments.distil,
+        seconds=arguments.student,
         progress=True,
+    )
+    models.save(
+        arguments.models / f"single-image-student-{problem.material}.safetensors",
+        network,
+        images=[learned],
+        seed=0,
     )
 torch.set_num_threads(1)
 cases = [problem.case(arguments.data, path, number) for number, path in enumerate(paths)]
 
 
 def solve(case, **settings):
-    return single_image.reconstruct(case.likelihood, network, case.y, **settings).x
+    return reconstruct(case.likelihood, network, case.y, **settings).x
 
 
 def seconds(case, **settings):

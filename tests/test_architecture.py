@@ -52,7 +52,7 @@ FLOORS = [
         "reconstruct",
         "uncertainty",
     ],
-    ["methods tomography_methods", "zero_shot", "distillation"],
+    ["methods tomography_methods", "zero_shot"],
     ["papers", "volumes", "report report_html figures panels posterior_report calibration_plots"],
     ["cli __main__"],
 ]

@@ -55,6 +55,9 @@ from patchflow.cli import main
             "'z.npy' is one argument too many; see patchflow reconstruct --help.",
         ),
         ("reconstruct y.npy", "--problem is required; see --help."),
+        ("reconstruct y.npy --seed=", "--seed is '' but must be a whole number, such as 4."),
+        ("reconstruct y.npy --noise", "--noise has no value; give one, or leave it out."),
+        ("reconstruct y.npy -o", "--output has no value; give one, or leave it out."),
         (
             "recon y.npy",
             r"There is no command 'recon'; use one of train, reconstruct, .*, info \(did you mean reconstruct\?\)\.",

@@ -1,6 +1,7 @@
 """Samples of images, the way to a better texture and the automatic choice, by the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_automatic_choice_says_why(here, capsys):
 
     run("--method=auto", "-o", "a.tif")
     assert "needs no model" in chosen(capsys)
+
+
+def test_automatic_choice_passes_a_damaged_model(here, capsys):
+    shutil.copytree("models", "some")
+    whole = Path("some/network.safetensors").read_bytes()
+    Path("some/network.safetensors").write_bytes(whole[: len(whole) // 2])
+    Path("some/other.safetensors").write_bytes(b"no model")
+    run("--method=auto", "--prior=some", "--steps=3", "-o", "a.tif")
+    line = chosen(capsys)
+    assert line.startswith("Method patchnr")
+    for name in ("network", "other"):
+        assert f"some/{name}.safetensors cannot be read" in line
+    # The one model that was named is not passed over.
+    run("--method=auto", "--prior=some/other.safetensors", "-o", "b.tif", expected=2)
+    assert "some/other.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

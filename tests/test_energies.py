@@ -204,6 +204,18 @@ def test_dual_projection(isotropic):
             "needs the measurement",
         ),
         (
+            lambda: GaussianLikelihood(Identity((2, 2)), 1.0)(
+                torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3)
+            ),
+            r"measurement has the shape \(1, 1, 2, 3\) but the forward model gives \(1, 2, 2\)",
+        ),
+        (
+            lambda: GaussianLikelihood(Identity((2, 2)), 1.0).prox(
+                torch.zeros(1, 1, 2, 2), 1.0, torch.zeros(1, 1, 3, 2)
+            ),
+            r"measurement has the shape \(1, 1, 3, 2\) but the forward model gives \(2, 2\)",
+        ),
+        (
             lambda: Gaussian(MEAN, COVARIANCE[:2]),
             r"shape \(3,\) and a covariance of shape \(2, 3\)",
         ),

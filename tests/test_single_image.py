@@ -1,26 +1,28 @@
 """Reconstructors learned from one image: windows, networks, what they are for, and how they learn."""
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from patchflow import models
 from patchflow.cli import main
-from patchflow.distillation import distil_turns
 from patchflow.errors import InputError
 from patchflow.image_models import SingleImage, single_image
 from patchflow.io.images import write_image
 from patchflow.learn_single_image import ReconstructionLoss, learn_single_image
 from patchflow.networks.unrolled import UnrolledNetwork
 from patchflow.numerics.dihedral import DIHEDRAL
-from patchflow.numerics.windows import FreeWindowSampler, WindowSampler, middle
+from patchflow.numerics.windows import WindowSampler, middle
 from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Composition, Identity
 from patchflow.problems.sampling import Mask, Subsample
 from patchflow.problems.signature import differs, signature
-from patchflow.reconstruct.single_image import commuting, reconstruct
+from patchflow.problems.turns import commuting
+from patchflow.reconstruct.single_image import reconstruct
 
 
 def test_windows_are_of_the_image_everywhere_alike() -> None:
@@ -103,14 +105,14 @@ def test_the_gradient_goes_through_the_data_steps() -> None:
 @pytest.mark.parametrize(
     ("operator", "count"),
     [
-        (downsample((48, 48)), 7),
-        (downsample((48, 64)), 3),
-        (downsample((48, 48), 2), 7),
-        (downsample((48, 48), 2, boundary="valid"), 7),
-        (Blur(gaussian_kernel(5, 1.0), (16, 16)), 7),
-        (Identity((9, 9)), 7),
-        (Blur(torch.tensor([[0.5, 0.3, 0.2]]), (16, 16)), 1),  # a reflection across the motion
-        (Mask(torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) > 0.5), 0),
+        (downsample((48, 48)), 8),
+        (downsample((48, 64)), 4),
+        (downsample((48, 48), 2), 8),
+        (downsample((48, 48), 2, boundary="valid"), 8),
+        (Blur(gaussian_kernel(5, 1.0), (16, 16)), 8),
+        (Identity((9, 9)), 8),
+        (Blur(torch.tensor([[0.5, 0.3, 0.2]]), (16, 16)), 2),  # a reflection across the motion
+        (Mask(torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) > 0.5), 1),
     ],
 )
 def test_turns_that_an_operator_commutes_with(operator, count) -> None:
@@ -177,7 +179,7 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
     once, often = (reconstruct(likelihood, model, y, ensemble=e).x for e in (False, True))
     assert error(once) < 0.85 * error(start)
     # The mean over the turns turns with the measurement, the network alone does not.
-    turn = commuting(likelihood.operator)[2]
+    turn = commuting(likelihood.operator)[3]
     for ensemble, same in ((True, True), (False, False)):
         x, turned = (reconstruct(likelihood, model, z, ensemble=ensemble).x for z in (y, turn(y)))
         assert torch.allclose(turned, turn.symmetry(x), atol=1e-9) is same
@@ -196,7 +198,7 @@ def test_free_windows_are_turned_and_scaled_views() -> None:
     torch.manual_seed(0)
     image = 0.01 * torch.arange(90.0)[None, None, None, :].expand(1, 1, 80, 90).clone()
     for spread in (0.0, 0.2):
-        windows = FreeWindowSampler([image], (12, 10), 300, spread=spread)()
+        windows = WindowSampler([image], (12, 10), 300, free=1.0, spread=spread)()
         assert windows.shape == (300, 1, 12, 10)
         down, across = (windows.diff(dim=k).mean((1, 2, 3)) / 0.01 for k in (2, 3))
         # Near the border, where the image goes on by reflection, windows are bent.
@@ -209,6 +211,19 @@ def test_free_windows_are_turned_and_scaled_views() -> None:
         assert float(angles.cos().mean()) == pytest.approx(0, abs=4 * (0.5 / len(angles)) ** 0.5)
 
 
+def test_the_share_of_free_windows_and_their_reflections() -> None:
+    """In an image of one corner's colours the order of three of them tells a reflection from a turn."""
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(90.0), indexing="ij")
+    image = torch.stack((rows, columns))[None]
+    windows = WindowSampler([image], (8, 8), 400, free=0.4)()
+    steps = [windows.diff(dim=k).mean((2, 3)) for k in (2, 3)]
+    free = torch.minimum(*(step.abs().amin(1) for step in steps)) > 1e-6
+    assert float(free.to(image).mean()) == pytest.approx(0.4, abs=4 * (0.24 / 400) ** 0.5)
+    orientation = (steps[0][:, 0] * steps[1][:, 1] - steps[0][:, 1] * steps[1][:, 0])[free].sign()
+    assert float(orientation.mean()) == pytest.approx(0, abs=4 / float(free.sum()) ** 0.5)
+
+
 def test_a_single_pass_learns_the_mean_over_the_turns() -> None:
     image, other = texture(64, 0), texture(48, 1)
     likelihood = problem((48, 48))
@@ -219,28 +234,33 @@ def test_a_single_pass_learns_the_mean_over_the_turns() -> None:
     y = likelihood.simulate(other)
     mean = reconstruct(likelihood, model, y, ensemble=True).x
 
-    def gap():
-        return float((reconstruct(likelihood, model, y, ensemble=False).x - mean).square().mean())
+    def gap_of(network):
+        once = reconstruct(likelihood, network, y, ensemble=False).x
+        return float((once - mean).square().mean())
 
-    before = gap()
-    distil_turns(model, [image], [other], steps=60, lr=3e-3, average=0.9, **shared)
-    assert gap() < 0.7 * before
-    assert not any(p.requires_grad for p in model.parameters())
+    before = gap_of(model)
+    student = copy.deepcopy(model).requires_grad_(True)
+    taught = {"teacher": model, "steps": 60, "lr": 3e-3, "average": 0.9, **shared}
+    learn_single_image(student, [image], [other], **taught)
+    assert gap_of(student) < 0.7 * before
+    assert gap_of(model) == before
 
-    skew = torch.zeros(3, 3)
-    skew[0, 1], skew[1, 1], skew[2, 0] = 0.3, 0.5, 0.2
+    narrow = single_image(measurement=signature(likelihood), cell=2, width=4, blocks=1)
+    learn_single_image(narrow, [image], [other], **(taught | {"lr": 1e-2}))
+    start = likelihood.operator.initial(y)
+    assert gap_of(narrow) < 0.3 * float((start - mean).square().mean())
 
-    def blurred(shape):
-        return GaussianLikelihood(Blur(skew, shape, "periodic"), 0.01)
-
-    directed = single_image(
-        measurement=signature(problem((24, 24))), cell=2, width=4, blocks=1, dihedral=False
+    colours = single_image(measurement=signature(likelihood), channels=3, width=4, blocks=1)
+    noisier = single_image(
+        measurement=signature(GaussianLikelihood(likelihood.operator, 0.03)), width=4, blocks=1
     )
-    with pytest.raises(InputError, match="was trained for no turn"):
-        distil_turns(directed, [image], [other], **shared)
-    refused = single_image(measurement=signature(blurred((24, 24))), width=4, blocks=1)
-    with pytest.raises(InputError, match="commutes with no turn"):
-        distil_turns(refused, [image], [other], **(shared | {"problem": blurred}))
+    for teacher, told in (
+        (student, "its own teacher"),
+        (colours, "3 channels but the model was made for 1"),
+        (noisier, "trained for noise"),
+    ):
+        with pytest.raises(InputError, match=told):
+            learn_single_image(student, [image], [other], **(taught | {"teacher": teacher}))
 
 
 def test_what_is_corrected_is_not_rounded_to_bfloat16(single_precision) -> None:
@@ -270,8 +290,16 @@ def test_bad_images_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=told):
             learn_single_image(model, [image], problem=problem, window=(48, 48), steps=1)
-    with pytest.raises(InputError, match="0 steps"):
-        learn_single_image(model, [torch.rand(1, 1, 64, 64)], problem=problem, steps=0)
+    directed = single_image(
+        measurement=signature(problem((48, 48))), width=4, blocks=1, dihedral=False
+    )
+    for network, wrong, told in (
+        (model, {"steps": 0}, "0 steps"),
+        (model, {"free": 1.5}, "between 0 and 1"),
+        (directed, {"free": 0.5}, "preferred direction"),
+    ):
+        with pytest.raises(InputError, match=told):
+            learn_single_image(network, [torch.rand(1, 1, 64, 64)], problem=problem, **wrong)
     with pytest.raises(InputError, match="2 stages"):
         UnrolledNetwork(stages=2)
     with pytest.raises(InputError, match="members"):
@@ -290,6 +318,10 @@ def test_the_command_line_trains_and_uses_it(as_users_do, capsys) -> None:
     run = ["reconstruct", "y.tif", "--method=single-image", "--prior=s.safetensors"]
     assert main([*run, *flags, "--output=x.tif", "--truth=other.tif", "--report=page"]) == 0
     assert "PSNR" in capsys.readouterr().out
+    student = ["train", "single-image", "train.tif", *flags, *small, "--output=t.safetensors"]
+    assert main([*student, "--teacher=s.safetensors", "--width=4"]) == 0
+    assert main(["info", "t.safetensors"]) == 0
+    assert "s.safetensors" in (Path("t.yaml").read_text() + capsys.readouterr().out)
     for arguments, told in (
         ([*run, flags[0], flags[1], "--noise=0.02"], "trained for noise 0.01, not 0.02"),
         ([*run, *flags, "--weight=2"], "--weight 2.0 says nothing about the method single-image"),
@@ -299,6 +331,8 @@ def test_the_command_line_trains_and_uses_it(as_users_do, capsys) -> None:
         ),
         (["train", "single-image", "train.tif", "--problem=ct"], "use train single-scan"),
         (["train", "single-image", "train.tif", *flags, "--stages=0"], "0 stages"),
+        ([*student, "--teacher=none.safetensors"], "none.safetensors"),
+        ([*student, "--teacher=s.safetensors", "--noise=0.02"], "trained for noise 0.01, not 0.02"),
     ):
         assert main(arguments) == 2
         assert told in capsys.readouterr().err

@@ -44,7 +44,6 @@ from patchflow.chains.stochastic import Transition as Transition
 from patchflow.chains.velocities import Potential as Potential
 from patchflow.chains.velocities import Velocity as Velocity
 from patchflow.chains.velocities import VelocityNet as VelocityNet
-from patchflow.distillation import distil_turns as distil_turns
 from patchflow.energy import Conditional as Conditional
 from patchflow.energy import Density as Density
 from patchflow.energy import Energy as Energy

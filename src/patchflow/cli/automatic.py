@@ -8,7 +8,7 @@ are only after a longer training, and total variation needs no model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def choose_method(
     """
     if budget is not None and not budget > 0:
         raise InputError(f"--budget {budget} must be positive, in seconds.")
-    found = dict(_models(path))
+    found, passed = _models(path)
     y, likelihood = law()
     if samples:
         for kind, method in _FOR_SAMPLES.items():
@@ -83,7 +83,6 @@ def choose_method(
             "--samples with --method auto need a model that draws them in --prior; train one with patchflow train "
             "denoiser --low 0.003 --high 0.5 --spread log-uniform IMAGE."
         )
-    passed: list[str] = []
     for kind, method in _ORDER.items():
         if kind not in found:
             continue
@@ -117,29 +116,28 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = Tru
     Raises:
         InputError: If there is no such file or folder.
     """
-    found = dict(_models(path))
-    own, passed, fits = found.get("single_scan"), "", False
+    found, passed = _models(path)
+    own, fits = found.get("single_scan"), False
     if own is not None:
         scan = read()
         fits = _for_this(own, scan)
         if fits and not scan.limited:
-            return Choice("single-image", own, "it was trained for this very scan")
+            why = "it was trained for this very scan"
+            return Choice("single-image", own, "; ".join([why, *passed]))
         if fits and free and "patch_nr" in found:
             why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
-            return Choice("patchnr", found["patch_nr"], why, own)
-        passed = f"; {own} is for another scan" if not fits else ""
+            return Choice("patchnr", found["patch_nr"], "; ".join([why, *passed]), own)
+        if not fits:
+            passed.append(f"{own} is for another scan")
     for kind, method in _OF_SCANS.items():
         if kind in found:
-            return Choice(method, found[kind], f"a density of patches serves any scan{passed}")
+            why = "a density of patches serves any scan"
+            return Choice(method, found[kind], "; ".join([why, *passed]))
     if fits:
-        return Choice(
-            "single-image",
-            own,
-            "it was trained for this very scan, and no density of patches was given",
-        )
-    return Choice(
-        "tv", None, f"total variation needs no model, and no density of patches was given{passed}"
-    )
+        why = "it was trained for this very scan, and no density of patches was given"
+        return Choice("single-image", own, "; ".join([why, *passed]))
+    why = "total variation needs no model, and no density of patches was given"
+    return Choice("tv", None, "; ".join([why, *passed]))
 
 
 def _for_this(own: str, scan: Scan) -> bool:
@@ -150,20 +148,33 @@ def _for_this(own: str, scan: Scan) -> bool:
     return True
 
 
-def _models(path: str | None) -> Iterator[tuple[str, str]]:
-    """The names of models and their files; of several of one kind the last by name."""
+def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
+    """Files by the names of their models, of several of one kind the last by name, and which of a folder are damaged.
+
+    Raises:
+        InputError: If there is no such file or folder, the folder has no models, or the one file that was given is
+            damaged.
+    """
     if path is None:
-        return
+        return {}, []
     given = Path(path)
-    files = [given]
-    if given.is_dir():  # beside models there may be the states of interrupted trainings
-        files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
+    if not given.is_dir():
+        return {read_header(given).model: path}, []
+    # Beside models there may be the states of interrupted trainings.
+    files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
     if not files:
         raise InputError(
             f"The folder {path} has no model files (.safetensors); train one (patchflow train), or leave --prior out."
         )
+    found, damaged = {}, []
     for file in files:
-        yield read_header(file).model, str(file)
+        try:
+            models.load(file, nn.Module)
+        except InputError:
+            damaged.append(f"{file} cannot be read")
+        else:
+            found[read_header(file).model] = str(file)
+    return found, damaged
 
 
 def _draws(path: str) -> bool:

@@ -28,9 +28,13 @@ def sentence(error: Exception, command: str, names: Collection[str]) -> str:
     missing = re.fullmatch(r"the following arguments are required: (?:[\w-]+\.)*(\w+)", text)
     if missing:
         return f"{_flag(missing[1])} is required; see --help."
-    wrong = re.match(r'Parser key "(?:[\w-]+\.)*(\w+)": (.*) (?:Given|Got) value: (.*)$', text)
+    wrong = re.match(r'Parser key "(?:[\w-]+\.)*(\w+)": (.*) (?:Given|Got) value:(?: (.*))?$', text)
     if wrong:
-        return f"{_flag(wrong[1])} is {wrong[3]!r} but must be {_wanted(wrong[2], wrong[3])}"
+        value = wrong[3] or ""
+        return f"{_flag(wrong[1])} is {value!r} but must be {_wanted(wrong[2], value)}"
+    alone = re.fullmatch(r"argument (?:-\w/)?--([\w-]+): expected one argument", text)
+    if alone:
+        return f"{_flag(alone[1])} has no value; give one, or leave it out."
     other = re.match(r"argument (\w+): invalid choice: '(.*?)' \(choose from (.*)\)$", text)
     if other:
         known = _quoted(other[3])

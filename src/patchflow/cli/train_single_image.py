@@ -9,6 +9,7 @@ from patchflow.cli.problems import Settings
 from patchflow.cli.slices import Units
 from patchflow.cli.training import Training
 from patchflow.errors import InputError
+from patchflow.image_models import SingleImage
 from patchflow.learn_single_image import Problem, learn_single_image
 from patchflow.numerics.patches import common_channels
 from patchflow.numerics.precision import Precision
@@ -37,6 +38,8 @@ def train_single_image(
     stages: int = 1,
     members: int = 1,
     window: int | None = None,
+    free: float | None = None,
+    teacher: str | None = None,
     batch: int = 4,
     steps: int = 20_000,
     lr: float = 1e-3,
@@ -76,6 +79,10 @@ def train_single_image(
         stages: Networks in a row, with a step to the data between them.
         members: Such rows, learned alike from other random starts; the mean of their images is taken.
         window: Side length of the training windows in pixels: 128 by default, or the size that the operator has.
+        free: Share of the windows that are turned by any angle and scaled at random; by default half of them for
+            super-resolution, else none, and none with --dihedral false.
+        teacher: A model of this command for the same measurement: its mean over the turns is learned, for a single pass
+            as good, also by a narrower network (--width).
         batch: Windows per step.
         steps: Training steps.
         lr: Peak learning rate.
@@ -100,6 +107,7 @@ def train_single_image(
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
     if problem == "super-resolution" and scale < 2:
         raise InputError(f"The scale is {scale} but must be at least 2.")
+    taught = None if teacher is None else models.load(teacher, SingleImage)
     training = Training.begin("train single-image", settings)
     law = problem_of(flags)
     shape = window_shape(flags, training, window)
@@ -118,7 +126,14 @@ def train_single_image(
         model,
         learn_single_image,
         lambda result: f"{-result.best:.2f} dB on the validation windows",
-        {"problem": law, "window": shape, "wrap": wrap, "precision": precision},
+        {
+            "problem": law,
+            "window": shape,
+            "wrap": wrap,
+            "free": free,
+            "teacher": taught,
+            "precision": precision,
+        },
     )
 
 

@@ -24,6 +24,10 @@ class WindowSampler:
         batch: Windows per call.
         dihedral: Whether each is turned and mirrored at random (eight symmetries).
         wrap: Whether images go on periodically, so that even windows of an image's own size are of many kinds.
+        free: Share of the windows that are turned by any angle, mirrored at random and made a little larger or smaller
+            instead, by bicubic interpolation, the image going on by reflection: views that are learned by heart less
+            easily.
+        spread: Standard deviation of the logarithm of their scale.
 
     Raises:
         InputError: If there is no image, the numbers of channels differ, or an image is smaller than a window.
@@ -37,6 +41,8 @@ class WindowSampler:
         *,
         dihedral: bool = False,
         wrap: bool = False,
+        free: float = 0.0,
+        spread: float = 0.5,
     ) -> None:
         common_channels(images)
         for image in images:
@@ -48,6 +54,7 @@ class WindowSampler:
                 )
         self.images, self.shape, self.batch = images, shape, batch
         self.dihedral, self.wrap = dihedral, wrap
+        self.free, self.spread = free, spread
 
     def __call__(self) -> Float[Tensor, "batch channels height width"]:
         """Draw a batch."""
@@ -55,6 +62,8 @@ class WindowSampler:
 
     def _window(self) -> Tensor:
         image = self.images[int(torch.randint(len(self.images), ()))]
+        if self.free and float(torch.rand(())) < self.free:
+            return self._free_window(image)
         turns = [
             g
             for g in (DIHEDRAL if self.dihedral else DIHEDRAL[:1])
@@ -73,31 +82,7 @@ class WindowSampler:
             window = image[..., top : top + height, left : left + width]
         return turn(window)
 
-
-class FreeWindowSampler:
-    """Random windows of images that are turned by any angle and a little larger or smaller.
-
-    Bicubic interpolation; images go on by reflection.
-
-    Args:
-        images: See :class:`WindowSampler`.
-        shape: Height and width of a window.
-        batch: Windows per call.
-        spread: Standard deviation of the logarithm of the scale.
-    """
-
-    def __init__(
-        self, images: Sequence[Tensor], shape: tuple[int, int], batch: int, *, spread: float = 0.1
-    ) -> None:
-        common_channels(images)
-        self.images, self.shape, self.batch, self.spread = images, shape, batch, spread
-
-    def __call__(self) -> Float[Tensor, "batch channels height width"]:
-        """Draw a batch; values stay between the least and the largest of the image."""
-        return torch.cat([self._window() for _ in range(self.batch)])
-
-    def _window(self) -> Tensor:
-        image = self.images[int(torch.randint(len(self.images), ()))]
+    def _free_window(self, image: Tensor) -> Tensor:
         angle = float(torch.rand(())) * 2 * math.pi
         scale = math.exp(self.spread * float(torch.randn(())))
         rows, columns = image.shape[-2:]
@@ -113,7 +98,8 @@ class FreeWindowSampler:
         )
         grid = functional.affine_grid(maps[None].to(image), [1, 1, height, width], False)
         found = functional.grid_sample(image, grid, "bicubic", "reflection", align_corners=False)
-        return found.clamp(image.min(), image.max())
+        found = found.clamp(image.min(), image.max())
+        return found.flip(-1) if int(torch.randint(2, ())) else found
 
 
 def _fits(shape: Sequence[int], image: Tensor) -> bool:

@@ -196,6 +196,8 @@ def _single_image(lesson: Lesson) -> nn.Module:
     model = single_image(
         measurement=signature(lesson.law(shape)),
         cell=whole.stride if lowers_resolution(whole) else 2,
+        blocks=8,
+        members=2,
     )
     record = learn_single_image(
         model,

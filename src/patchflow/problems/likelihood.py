@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -148,9 +148,10 @@ class Likelihood(Energy):
         """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
 
         Raises:
-            InputError: If there is no measurement.
+            InputError: If there is no measurement, or of another shape than the forward model's.
         """
-        return -self.noise.log_prob(_measured(condition), self.operator(x))
+        predicted = self.operator(x)
+        return -self.noise.log_prob(_measured(condition, predicted.shape[1:]), predicted)
 
     def simulate(self, x: Tensor) -> Tensor:
         """Draw a measurement of ``x``."""
@@ -183,10 +184,17 @@ class GaussianLikelihood(Likelihood, Proximable):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
-        return self.operator.nearest(v, _measured(condition), self.std**2 / step)
+        y = _measured(condition, self.operator.range_shape)
+        return self.operator.nearest(v, y, self.std**2 / step)
 
 
-def _measured(condition: Tensor | None) -> Tensor:
+def _measured(condition: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """The measurement, whose last axes must be those that the forward model gives."""
     if condition is None:
         raise InputError("A likelihood needs the measurement; pass it as condition.")
+    if condition.shape[condition.ndim - len(shape) :] != torch.Size(shape):
+        raise InputError(
+            f"The measurement has the shape {tuple(condition.shape)} but the forward model gives {tuple(shape)} in the "
+            "last axes; pass what this operator measured, or make the operator for this measurement."
+        )
     return condition

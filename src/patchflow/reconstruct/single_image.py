@@ -7,18 +7,15 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from patchflow.image_models import SingleImage
-from patchflow.numerics.dihedral import DIHEDRAL, Symmetry
 from patchflow.numerics.precision import Precision, autocast
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.operator import LinearOperator
+from patchflow.problems.turns import IDENTITY, commuting
 from patchflow.solution import Solution
 
 
@@ -49,61 +46,9 @@ def reconstruct(
     model.check_measurement(likelihood)
     operator = likelihood.operator
     assert isinstance(operator, LinearOperator)
-    turns = commuting(operator) if (model.dihedral if ensemble is None else ensemble) else ()
+    whole = model.dihedral if ensemble is None else ensemble
+    turns = commuting(operator) if whole else (IDENTITY,)
     with autocast(y, precision):
-        found = mean_over_turns(model, y, operator, turns)
+        found = sum(turn.symmetry.undo(model(turn(y), operator)) for turn in turns) / len(turns)
+    assert isinstance(found, Tensor)
     return Solution(found, [], 1, True)
-
-
-class Turn(NamedTuple):
-    """What an operator makes of turning its image: the measurement is turned, and moved periodically.
-
-    It is moved where the operator's grid does not lie in the middle of the image.
-    """
-
-    symmetry: Symmetry
-    shift: tuple[int, int]
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """The measurement of the turned image."""
-        return self.symmetry(y).roll(self.shift, (-2, -1))
-
-
-def mean_over_turns(
-    model: SingleImage,
-    y: Float[Tensor, "batch channels *measured"],
-    operator: LinearOperator,
-    turns: Sequence[Turn],
-) -> Float[Tensor, "batch channels height width"]:
-    """The mean of what a network makes of a measurement and of its turns, turned back."""
-    found = model(y, operator)
-    for turn in turns:
-        found = found + turn.symmetry.undo(model(turn(y), operator))
-    return found / (1 + len(turns))
-
-
-def commuting(operator: LinearOperator) -> tuple[Turn, ...]:
-    """The turns and reflections, but for the identity, that an operator commutes with, tried on a random image."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        x = torch.rand(1, 1, *operator.domain_shape)
-    y = operator(x)
-    tolerance = 1e-4 * float(y.abs().max())
-    found = []
-    for g in DIHEDRAL[1:]:
-        if g(x).shape != x.shape or g(y).shape != y.shape:
-            continue
-        turned = operator(g(x))
-        turn = Turn(g, _shift(g(y), turned))
-        if torch.allclose(turn(y), turned, rtol=0, atol=tolerance):
-            found.append(turn)
-    return tuple(found)
-
-
-def _shift(y: Tensor, moved: Tensor) -> tuple[int, int]:
-    """The periodic shift that brings one image nearest to another: the maximum of their correlation."""
-    y, moved = y - y.mean(), moved - moved.mean()
-    spectrum = torch.fft.rfft2(y).conj() * torch.fft.rfft2(moved)
-    correlation = torch.fft.irfft2(spectrum, s=y.shape[-2:])
-    row, column = divmod(int(correlation[0, 0].argmax()), y.shape[-1])
-    return row, column
