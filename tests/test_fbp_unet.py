@@ -429,7 +429,7 @@ class TestCommandLine:
         told = capsys.readouterr().out
         assert "dB on the validation slices after 60 steps" in told
         assert main([*run, "--prior=s.safetensors", "--truth=test.tif", "-o", "x.tif"]) == 0
-        assert "Networks and data steps, learned from a few slices." in capsys.readouterr().out
+        assert "An unrolled network, learned from a few slices." in capsys.readouterr().out
         assert main([*run[:3], "--method=fbp", "-o", "f.tif"]) == 0
         truth = pf.read_stack("test.tif")
         quality = [float(pf.psnr(pf.read_stack(p, slack=1.0), truth)) for p in ("x.tif", "f.tif")]

@@ -281,7 +281,7 @@ _METHODS = (
     ),
     _network(
         "single-image",
-        "networks and data steps, learned from a few slices",
+        "an unrolled network, learned from a few slices",
         "single_scan",
         ensemble=True,
     ),

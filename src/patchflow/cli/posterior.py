@@ -50,7 +50,7 @@ def train_conditional_snf(
         layers: Coupling layers of the flow.
         hidden: Width of its networks.
         couplings: Rational-quadratic splines, or affine couplings.
-        components: Components of a mixture as latent law, for posteriors with separated modes; 0 for a normal law.
+        components: Components of a mixture as latent distribution, for posteriors with several modes; 0 for a normal one.
         mcmc: Metropolis kernels after the couplings; mala needs the gradient of the forward model.
         mcmc_steps: Their steps.
         batch: Simulations per training step.

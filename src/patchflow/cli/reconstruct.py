@@ -97,7 +97,7 @@ def reconstruct(
             single-image (a network trained for this measurement), acnn or wpp-net (the same for super-resolution, from
             pairs or without), wpp-flow (the mean of samples, whose standard deviation the report shows); for ct
             patchnr, epll, wpp, local-ar, tv, tgv, dip-tv, fbp (filtered backprojection), fbp-unet (corrected by a
-            network that was trained for this scan) or single-image (networks and data steps, from a few slices); auto
+            network that was trained for this scan) or single-image (an unrolled network, from a few slices); auto
             chooses by the models in --prior, which may be a folder, the measurement, --samples and --budget, and says
             why.
         prior: The model file of patchflow train patch-nr, epll, student-t, wpp, local-ar (or patch-gan), patch-vae,

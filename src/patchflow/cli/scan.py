@@ -133,7 +133,7 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
     if found.angles is None and len(angles[kept]) < rows:
         notes.append(
             f"{rows - len(angles[kept])} of the {rows} measured angles are left out, those outside of --limited "
-            f"{flags.limited}; if the file has only these, give --angles of the whole half turn."
+            f"{flags.limited}; if the file has only these, give --angles of all 180 degrees."
         )
     operator = ParallelBeam(
         shape,
