@@ -50,7 +50,8 @@ def train_conditional_snf(
         layers: Coupling layers of the flow.
         hidden: Width of its networks.
         couplings: Rational-quadratic splines, or affine couplings.
-        components: Components of a mixture as latent distribution, for posteriors with several modes; 0 for a normal one.
+        components: Components of a mixture as latent distribution, for posteriors with several modes; 0 for one
+            normal distribution.
         mcmc: Metropolis kernels after the couplings; mala needs the gradient of the forward model.
         mcmc_steps: Their steps.
         batch: Simulations per training step.
