@@ -5,7 +5,7 @@ Run: python benchmarks/image_samples.py --data DATA --models FOLDER [--images 10
 
 FOLDER holds what the table learned: single-image-material, single-image-denoiser-material and patchnr-material
 (patchflow benchmark patchnr-superresolution --methods [single-image,single-image-denoiser,patchnr] --models FOLDER),
-as far as the parts want it.
+as far as the parts want it. Parts that are not run keep what the file --json says of them.
 
 Samples: split Gibbs with the denoiser, on the 160 x 160 pixels in the middle of each image; or MALA with patchNR, four
 chains of --steps steps, half of them without samples. Printed are the squared error of a single sample over that of the
@@ -52,11 +52,6 @@ arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 problem = image_problems.PROBLEMS["patchnr-superresolution"][0]
 paths = image_problems.reported_paths(arguments.data, problem.material, arguments.images)
-weights = arguments.data / "weights"
-lpips = LPIPS(
-    weights / "lpips_squeezenet11_features.safetensors",
-    weights / "lpips_v0.1_squeeze_lin.safetensors",
-)
 
 
 def learned(name):
@@ -65,6 +60,7 @@ def learned(name):
 
 def draw(sampling, name):
     """Samples of the part in the middle of each image, checked and printed."""
+    sampling.check()
     prior, rows = learned(name), {}
     print(f"{sampling.name}: image, ratio, deviation, PSNR of a sample, PSNR of the mean")
     for number, path in enumerate(paths):
@@ -80,7 +76,7 @@ def draw(sampling, name):
         check = check_samples(samples, truth, init)
         single = statistics.mean(psnr(samples.images, truth.expand_as(samples.images)).tolist())
         mean = float(psnr(samples.images.mean(0, keepdim=True), truth))
-        told = [] if samples.acceptance is None else diagnose(samples)
+        told = diagnose(samples)
         rows[path.stem] = check._asdict() | {
             "psnr of a sample": single,
             "of the mean": mean,
@@ -99,6 +95,11 @@ def draw(sampling, name):
 def texture():
     """The way from single-image towards patchNR, on whole images."""
     network, patch_nr = learned("single-image"), learned("patchnr")
+    weights = arguments.data / "weights"
+    lpips = LPIPS(
+        weights / "lpips_squeezenet11_features.safetensors",
+        weights / "lpips_v0.1_squeeze_lin.safetensors",
+    )
     found = {share: [] for share in arguments.shares}
     for number, path in enumerate(paths):
         case = problem.case(arguments.data, path, number)
@@ -117,7 +118,7 @@ def texture():
     return rows
 
 
-rows = {}
+rows = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
 if "gibbs" in arguments.parts:
     sampling = Sampling(arguments.draws, "dpir", "mala", None)
     rows["samples"] = draw(sampling, "single-image-denoiser")

@@ -4,8 +4,8 @@ Run: python benchmarks/single_pass.py --data DATA --models FOLDER [--images 10] 
      python benchmarks/single_pass.py --data DATA --models FOLDER --student 300 [--width 48] [--threads 2].
 
 FOLDER holds single-image-material.safetensors (patchflow benchmark patchnr-superresolution --methods [single-image]
---models FOLDER). With --student a narrower network first learns its mean over the turns, for so many seconds, from the
-same one image (its state is chosen on the validation image), and is measured in its place.
+--models FOLDER). With --student a smaller network (four blocks, --width) first learns its mean over the turns, for so
+many seconds, from the same one image (its state is chosen on the validation image), and is measured in its place.
 
 One thread; the time is the best of the repeats on the first image, after one pass to warm up, and contains the start
 image. Beside it the mean over the eight turns. PSNR is that of the table's region, the mean over the images; the
@@ -40,7 +40,7 @@ parser.add_argument("--repeats", type=int, default=10)
 parser.add_argument("--student", type=float, default=0.0, help="seconds of its training")
 parser.add_argument("--width", type=int, default=48, help="of the student")
 parser.add_argument("--threads", type=int, default=1, help="of the student's training")
-parser.add_argument("--json", type=Path, default=Path("benchmarks/results/single-pass.json"))
+parser.add_argument("--json", type=Path)
 arguments = parser.parse_args()
 problem = image_problems.PROBLEMS["patchnr-superresolution"][0]
 paths = image_problems.reported_paths(arguments.data, problem.material, arguments.images)
@@ -95,7 +95,7 @@ def quality(case, **settings):
     return float(psnr(problem.region(x), problem.region(case.truth)))
 
 
-found = {"auto": str(fastest_dtype(cases[0].y.device)), "rows": []}
+found = {"student": arguments.student, "auto": str(fastest_dtype(cases[0].y.device)), "rows": []}
 for precision in ("float32", "bfloat16"):
     for ensemble in (False, True):
         repeats = arguments.repeats if not ensemble else 2
@@ -106,4 +106,6 @@ for precision in ("float32", "bfloat16"):
             {"precision": precision, "turns": ensemble, "cpu seconds": spent, "psnr": mean}
         )
         print(found["rows"][-1], flush=True)
-arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+name = "single-pass-student" if arguments.student else "single-pass"
+path = arguments.json or Path(f"benchmarks/results/{name}.json")
+path.write_text(json.dumps(found, indent=1) + "\n")

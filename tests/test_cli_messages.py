@@ -56,8 +56,12 @@ from patchflow.cli import main
         ),
         ("reconstruct y.npy", "--problem is required; see --help."),
         ("reconstruct y.npy --seed=", "--seed is '' but must be a whole number, such as 4."),
-        ("reconstruct y.npy --noise", "--noise has no value; give one, or leave it out."),
-        ("reconstruct y.npy -o", "--output has no value; give one, or leave it out."),
+        (
+            "reconstruct y.npy --noise",
+            "--noise has no value; give one, behind = if it begins with a dash, or leave it out.",
+        ),
+        ("reconstruct y.npy --range -5:5", "--range has no value; give one, behind = .*"),
+        ("reconstruct y.npy -o", "--output has no value; give one, .*"),
         (
             "recon y.npy",
             r"There is no command 'recon'; use one of train, reconstruct, .*, info \(did you mean reconstruct\?\)\.",

@@ -180,6 +180,11 @@ def test_automatic_choice_passes_a_damaged_model(here, capsys):
     assert line.startswith("Method patchnr")
     for name in ("network", "other"):
         assert f"some/{name}.safetensors cannot be read" in line
+    spoilt = Path("models/denoiser.safetensors").read_bytes()[:-9]
+    Path("some/denoiser.safetensors").write_bytes(spoilt)
+    Path("some/flow.safetensors").unlink()
+    run("--method=auto", "--prior=some", "--samples=8", "-o", "b.tif", expected=2)
+    assert "some/denoiser.safetensors cannot be read" in capsys.readouterr().err
     # The one model that was named is not passed over.
     run("--method=auto", "--prior=some/other.safetensors", "-o", "b.tif", expected=2)
     assert "some/other.safetensors" in capsys.readouterr().err

@@ -11,7 +11,7 @@ of a measurement that is turned or mirrored at random,
 
 .. math:: x = g^{-1} T(g y; A), \qquad g \text{ uniform among the symmetries that } A \text{ commutes with},
 
-so that its best result is the teacher's mean over all of them, which takes eight times as long as a single pass.
+so that its best result is the teacher's mean over all of them, which takes a pass of the teacher for each.
 
 References:
     Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015, https://arxiv.org/abs/1503.02531
@@ -107,8 +107,8 @@ def learn_single_image(
         wrap: Take windows of images that go on periodically: for windows of the images' own size.
         free: Share of the windows that are turned by any angle and scaled at random, so that the images are learned by
             heart less; see :class:`patchflow.numerics.windows.WindowSampler`. By default half of them where the
-            operator lowers the resolution, else none: interpolated windows are smoother than images, and an operator
-            of full resolution sees it.
+            operator is a blur with a stride, else none: the detail of interpolated windows is not that of images, and
+            an operator of full resolution shows it.
         teacher: A frozen reconstructor for the same measurement, whose mean over the turns the network learns.
         batch: Windows per step.
         steps: Training steps.
@@ -203,7 +203,7 @@ def learn_single_image(
 
 
 def _turns_of(teacher: SingleImage, model: SingleImage, likelihood: Likelihood) -> tuple[Turn, ...]:
-    """The turns over which a teacher is averaged."""
+    """The turns over which a teacher is averaged; of an operator that commutes with none its single pass is learned."""
     if teacher is model:
         raise InputError("A network cannot be its own teacher; give a copy of it.")
     if teacher.channels != model.channels:
@@ -211,7 +211,15 @@ def _turns_of(teacher: SingleImage, model: SingleImage, likelihood: Likelihood) 
             f"The teacher was trained for {teacher.channels} channels but the model was made for {model.channels}; "
             "learn from another."
         )
-    teacher.check_measurement(likelihood)
+    if model.dihedral and not teacher.dihedral:
+        raise InputError(
+            "The teacher was trained for images with a preferred direction but the model is to learn from turned ones; "
+            "train it with dihedral=False, too."
+        )
+    try:
+        teacher.check_measurement(likelihood)
+    except InputError as error:
+        raise InputError(f"Of the teacher: {error}") from error
     assert isinstance(likelihood.operator, LinearOperator)
     return commuting(likelihood.operator) if teacher.dihedral else (IDENTITY,)
 

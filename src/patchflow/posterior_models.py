@@ -55,7 +55,8 @@ def conditional_snf(
         couplings: Rational-quadratic splines, or the published affine couplings.
         layers: Coupling layers.
         hidden: Width of their networks.
-        components: Components of a mixture as latent law, for posteriors with separated modes; 0 for a standard normal.
+        components: Components of a mixture as latent distribution, for posteriors with several modes; 0 for a standard
+            normal.
         mcmc: The Metropolis kernels after the couplings: ``"independence"`` proposes from the couplings' flow;
             ``"mala"`` and
             ``"mh"`` walk in its latent coordinates, where every posterior is nearly normal; ``"none"`` leaves them out.

@@ -37,6 +37,7 @@ _ORDER: dict[str, ImageMethod] = {
 _FOR_SAMPLES: dict[str, ImageMethod] = {"drunet": "dpir", "patch_nr": "patchnr"}
 # Of CT scans.
 _OF_SCANS: dict[str, ImageMethod] = {"patch_nr": "patchnr", "epll": "epll"}
+_KINDS = {*_ORDER, *_FOR_SAMPLES, *_OF_SCANS, "single_scan"}
 # Evaluations of the prior that a reconstruction takes.
 _EVALUATIONS = {"patchnr": 400, "epll": 40}
 
@@ -76,12 +77,12 @@ def choose_method(
     if samples:
         for kind, method in _FOR_SAMPLES.items():
             if kind in found and _draws(found[kind]):
-                return Choice(
-                    method, found[kind], f"samples are wished for, and {found[kind]} draws them"
-                )
+                why = f"samples are wished for, and {found[kind]} draws them"
+                return Choice(method, found[kind], "; ".join([why, *passed]))
+        told = f" ({'; '.join(passed)})" if passed else ""
         raise InputError(
-            "--samples with --method auto need a model that draws them in --prior; train one with patchflow train "
-            "denoiser --low 0.003 --high 0.5 --spread log-uniform IMAGE."
+            f"--samples with --method auto need a model that draws them in --prior{told}; train one with patchflow "
+            "train denoiser --low 0.003 --high 0.5 --spread log-uniform IMAGE."
         )
     for kind, method in _ORDER.items():
         if kind not in found:
@@ -169,11 +170,12 @@ def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
     found, damaged = {}, []
     for file in files:
         try:
-            models.load(file, nn.Module)
+            kind = read_header(file).model
+            if kind in _KINDS:
+                models.load(file, nn.Module)
+                found[kind] = str(file)
         except InputError:
             damaged.append(f"{file} cannot be read")
-        else:
-            found[read_header(file).model] = str(file)
     return found, damaged
 
 

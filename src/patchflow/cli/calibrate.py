@@ -91,7 +91,7 @@ def calibrate(
         chain: Images: as of reconstruct.
         scan: ct: a sinogram whose geometry and dose to calibrate for; the next flags then complete what it does not
             say.
-        angles: ct: number of angles, equally spaced over half a turn.
+        angles: ct: number of angles, equally spaced over 180 degrees.
         photons: ct: mean number of photons per bin without an object, 4096 by default.
         bins: ct: number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
         size: ct: pixels along a side of the slices, if --scan does not say it.

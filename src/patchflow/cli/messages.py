@@ -34,7 +34,7 @@ def sentence(error: Exception, command: str, names: Collection[str]) -> str:
         return f"{_flag(wrong[1])} is {value!r} but must be {_wanted(wrong[2], value)}"
     alone = re.fullmatch(r"argument (?:-\w/)?--([\w-]+): expected one argument", text)
     if alone:
-        return f"{_flag(alone[1])} has no value; give one, or leave it out."
+        return f"{_flag(alone[1])} has no value; give one, behind = if it begins with a dash, or leave it out."
     other = re.match(r"argument (\w+): invalid choice: '(.*?)' \(choose from (.*)\)$", text)
     if other:
         known = _quoted(other[3])

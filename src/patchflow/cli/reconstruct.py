@@ -103,7 +103,7 @@ def reconstruct(
         prior: The model file of patchflow train patch-nr, epll, student-t, wpp, local-ar (or patch-gan), patch-vae,
             denoiser, pnn, single-image, acnn, wpp-net, wpp-flow, fbp-unet or single-scan, whichever the
             method needs; for dpir also published weights of a DnCNN (.safetensors).
-        angles: ct: number of measured angles; equally spaced over half a turn if the file does not hold them.
+        angles: ct: number of measured angles; equally spaced over 180 degrees if the file does not hold them.
         photons: ct: mean number of photons per bin without an object, if the file does not say it.
         size: ct: pixels along a side of the image, if the file does not say it.
         field_of_view: ct: side of the image in metres, if the file does not say it.

@@ -32,7 +32,7 @@ class ScanFlags:
     """What the flags say about a scan; None where they say nothing.
 
     Attributes:
-        angles: Number of angles, equally spaced over half a turn, before some are left out.
+        angles: Number of angles, equally spaced over 180 degrees, before some are left out.
         photons: Mean number of photons per bin without an object.
         size: Pixels along a side of the image.
         field_of_view: Side of the image in metres.
@@ -111,10 +111,10 @@ def read_scan(path: str, flags: ScanFlags) -> Scan:
     angles = found.angles
     said = _said_angles(path, (rows, bins), flags, known=angles is not None)
     if angles is None:
-        needed = "the number of angles, equally spaced over half a turn"
+        needed = "the number of angles, equally spaced over 180 degrees"
         angles = _required(said, "--angles", needed, path)
         notes.append(
-            f"The angles are the midpoints of {flags.angles} equal parts of half a turn, as in LoDoPaB."
+            f"The angles are the midpoints of {flags.angles} equal parts of 180 degrees, as in LoDoPaB."
         )
     shape, pixel = _grid(path, found, flags)
     photons = _photons(path, found, flags)
@@ -172,12 +172,12 @@ def _said_angles(
 
 
 def midpoints(angles: int) -> Tensor:
-    """The midpoints of equal parts of half a turn, in radians."""
+    """The midpoints of equal parts of 180 degrees, in radians."""
     return (torch.arange(angles, dtype=torch.float64) + 0.5) * (math.pi / angles)
 
 
 def kept_angles(angles: Tensor, text: str) -> Tensor:
-    """Which angles lie between A and B degrees; those that differ by half a turn are the same.
+    """Which angles lie between A and B degrees; those that differ by 180 degrees are the same.
 
     Args:
         angles: The angles in radians.

@@ -49,7 +49,7 @@ def check_angles_flag(flags: ScanFlags) -> None:
         InputError: As said.
     """
     if flags.angles is None:
-        raise InputError("ct needs --angles, the number of angles over half a turn, such as 1000.")
+        raise InputError("ct needs --angles, the number of angles over 180 degrees, such as 1000.")
 
 
 def scanner_for(

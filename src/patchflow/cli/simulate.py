@@ -51,7 +51,7 @@ def simulate(
             defines likelihood.
         output: File to write, by default measurement.tif; floating-point TIFF or .npy keeps the noise as it is. For ct
             .h5 (sinogram.h5).
-        angles: ct: number of angles, equally spaced over half a turn.
+        angles: ct: number of angles, equally spaced over 180 degrees.
         photons: ct: mean number of photons per bin without an object, 4096 by default.
         bins: ct: number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
         field_of_view: ct: side of the image in metres; that of the DICOM files by default.

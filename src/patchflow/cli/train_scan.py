@@ -64,7 +64,7 @@ def train_fbp_unet(
         output: Model file to write.
         validation: A file with slices to validate on; without it the middle one of the training slices is held out.
         scan: A sinogram whose geometry and dose to train for; the next flags then complete what it does not say.
-        angles: Number of angles, equally spaced over half a turn.
+        angles: Number of angles, equally spaced over 180 degrees.
         photons: Mean number of photons per bin without an object, 4096 by default.
         bins: Number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
         size: Of --scan: pixels along a side of the image.
@@ -149,7 +149,7 @@ def train_single_scan(
         output: Model file to write.
         validation: A file with slices to validate on; without it the middle one of the training slices is held out.
         scan: A sinogram whose geometry and dose to train for; the next flags then complete what it does not say.
-        angles: Number of angles, equally spaced over half a turn.
+        angles: Number of angles, equally spaced over 180 degrees.
         photons: Mean number of photons per bin without an object, 4096 by default.
         bins: Number of detector bins; by default one per pixel of the diagonal, 513 for 362 x 362 pixels.
         size: Of --scan: pixels along a side of the image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from patchflow import models
@@ -81,8 +82,8 @@ def train_single_image(
         window: Side length of the training windows in pixels: 128 by default, or the size that the operator has.
         free: Share of the windows that are turned by any angle and scaled at random; by default half of them for
             super-resolution, else none, and none with --dihedral false.
-        teacher: A model of this command for the same measurement: its mean over the turns is learned, for a single pass
-            as good, also by a narrower network (--width).
+        teacher: A model of this command for the same measurement: its mean over the turns is learned, so that a single
+            pass (in Python, ensemble=False) is nearly as good, also of a narrower network (--width).
         batch: Windows per step.
         steps: Training steps.
         lr: Peak learning rate.
@@ -107,6 +108,10 @@ def train_single_image(
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
     if problem == "super-resolution" and scale < 2:
         raise InputError(f"The scale is {scale} but must be at least 2.")
+    if teacher is not None and Path(teacher).resolve() == Path(output).resolve():
+        raise InputError(
+            f"--teacher and --output are the same file, {output}; choose another --output."
+        )
     taught = None if teacher is None else models.load(teacher, SingleImage)
     training = Training.begin("train single-image", settings)
     law = problem_of(flags)

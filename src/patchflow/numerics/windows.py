@@ -24,9 +24,9 @@ class WindowSampler:
         batch: Windows per call.
         dihedral: Whether each is turned and mirrored at random (eight symmetries).
         wrap: Whether images go on periodically, so that even windows of an image's own size are of many kinds.
-        free: Share of the windows that are turned by any angle, mirrored at random and made a little larger or smaller
-            instead, by bicubic interpolation, the image going on by reflection: views that are learned by heart less
-            easily.
+        free: Share of the windows that are turned by any angle, mirrored at random, and magnified or shrunk instead, by
+            bicubic interpolation, the image going on by reflection: views that are learned by heart less easily.
+            Magnified, they are smoother than the image, and shrunk they have aliases.
         spread: Standard deviation of the logarithm of their scale.
 
     Raises:

@@ -196,6 +196,7 @@ def _single_image(lesson: Lesson) -> nn.Module:
     model = single_image(
         measurement=signature(lesson.law(shape)),
         cell=whole.stride if lowers_resolution(whole) else 2,
+        # Chosen on the validation image, among four to sixteen blocks, one or two members, widths 64 and 96.
         blocks=8,
         members=2,
     )

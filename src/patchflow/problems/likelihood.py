@@ -184,7 +184,7 @@ class GaussianLikelihood(Likelihood, Proximable):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
-        y = _measured(condition, self.operator.range_shape)
+        y = _measured(condition, (*v.shape[1:-2], *self.operator.range_shape))
         return self.operator.nearest(v, y, self.std**2 / step)
 
 
