@@ -457,7 +457,8 @@ class TestCommandLine:
         wedge = [*auto[:-1], "--prior=w.safetensors", limited, "-o", "w.tif"]
         assert main(wedge) == 0
         told = capsys.readouterr().out
-        assert "trained for this very scan, and no density of patches was given" in told
+        assert "Method single-image with w.safetensors" in told
+        assert "it was trained for this very scan" in told
         Path("s.safetensors").rename("s.hidden")
         pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
         choice = choose_for_scan(".", lambda: read_scan("y.h5", ScanFlags(limited="18:162")))

@@ -118,25 +118,21 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = Tru
         InputError: If there is no such file or folder.
     """
     found, passed = _models(path)
-    own, fits = found.get("single_scan"), False
+    own = found.get("single_scan")
     if own is not None:
         scan = read()
-        fits = _for_this(own, scan)
-        if fits and not scan.limited:
+        if not _for_this(own, scan):
+            passed.append(f"{own} is for another scan")
+        elif not scan.limited or "patch_nr" not in found:
             why = "it was trained for this very scan"
             return Choice("single-image", own, "; ".join([why, *passed]))
-        if fits and free and "patch_nr" in found:
+        elif free:
             why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
             return Choice("patchnr", found["patch_nr"], "; ".join([why, *passed]), own)
-        if not fits:
-            passed.append(f"{own} is for another scan")
     for kind, method in _OF_SCANS.items():
         if kind in found:
             why = "a density of patches serves any scan"
             return Choice(method, found[kind], "; ".join([why, *passed]))
-    if fits:
-        why = "it was trained for this very scan, and no density of patches was given"
-        return Choice("single-image", own, "; ".join([why, *passed]))
     why = "total variation needs no model, and no density of patches was given"
     return Choice("tv", None, "; ".join([why, *passed]))
 
