@@ -146,7 +146,7 @@ def _for_this(own: str, scan: Scan) -> bool:
 
 
 def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
-    """Files by the names of their models, of several of one kind the last by name, and which of a folder are damaged.
+    """Files by the names of their models, of several of one kind the last by name, and what is passed over and why.
 
     Raises:
         InputError: If there is no such file or folder, the folder has no models, or the one file that was given is
@@ -156,7 +156,10 @@ def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
         return {}, []
     given = Path(path)
     if not given.is_dir():
-        return {read_header(given).model: path}, []
+        kind = read_header(given).model
+        if kind not in _KINDS:
+            return {}, [f"{path} holds the model {kind}, which is never chosen"]
+        return {kind: path}, []
     # Beside models there may be the states of interrupted trainings.
     files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
     if not files:
