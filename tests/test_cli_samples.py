@@ -171,9 +171,12 @@ def test_automatic_choice_says_why(here, capsys):
 
 
 def test_automatic_choice_passes_models_that_it_does_not_know_or_cannot_read(here, capsys):
-    models.save("local-ar.safetensors", models.local_ar())
-    run("--method=auto", "--prior=local-ar.safetensors", "-o", "a.tif")
-    assert "local-ar.safetensors holds the model local_ar, which is never chosen" in chosen(capsys)
+    Path("other").mkdir()
+    models.save("other/local-ar.safetensors", models.local_ar())
+    run("--method=auto", "--prior=other/local-ar.safetensors", "-o", "a.tif")
+    assert "other/local-ar.safetensors holds the model local_ar, which is never chosen" in chosen(
+        capsys
+    )
     shutil.copytree("models", "some")
     whole = Path("some/network.safetensors").read_bytes()
     Path("some/network.safetensors").write_bytes(whole[: len(whole) // 2])

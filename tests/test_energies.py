@@ -207,13 +207,13 @@ def test_dual_projection(isotropic):
             lambda: GaussianLikelihood(Identity((2, 2)), 1.0)(
                 torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3)
             ),
-            r"measurement has the shape \(1, 1, 2, 3\) but the forward model gives \(1, 2, 2\)",
+            r"measurement has the shape \(1, 2, 3\) but the operator gives \(1, 2, 2\)",
         ),
         (
             lambda: GaussianLikelihood(Identity((2, 2)), 1.0).prox(
                 torch.zeros(1, 1, 2, 2), 1.0, torch.zeros(1, 1, 3, 2)
             ),
-            r"measurement has the shape \(1, 1, 3, 2\) but the forward model gives \(1, 2, 2\)",
+            r"measurement has the shape \(1, 3, 2\) but the operator gives \(1, 2, 2\)",
         ),
         (
             lambda: Gaussian(MEAN, COVARIANCE[:2]),

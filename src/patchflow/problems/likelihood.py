@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -148,10 +148,9 @@ class Likelihood(Energy):
         """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
 
         Raises:
-            InputError: If there is no measurement, or of another shape than the forward model's.
+            InputError: If there is no measurement.
         """
-        predicted = self.operator(x)
-        return -self.noise.log_prob(_measured(condition, predicted.shape[1:]), predicted)
+        return -self.noise.log_prob(_measured(condition), self.operator(x))
 
     def simulate(self, x: Tensor) -> Tensor:
         """Draw a measurement of ``x``."""
@@ -177,6 +176,16 @@ class GaussianLikelihood(Likelihood, Proximable):
         super().__init__(operator, GaussianNoise(std))
         self.std = float(std)
 
+    def forward(
+        self, x: Float[Tensor, "batch *event"], condition: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Evaluate for the measurement ``condition``; see :meth:`Energy.forward`.
+
+        Raises:
+            InputError: If there is no measurement, or one of another shape than the operator's.
+        """
+        return super().forward(x, self._checked(condition, x))
+
     def prox(
         self,
         v: Float[Tensor, "batch *event"],
@@ -184,17 +193,21 @@ class GaussianLikelihood(Likelihood, Proximable):
         condition: Tensor | None = None,
     ) -> Float[Tensor, "batch *event"]:
         r"""Solve :math:`(A^\top A + \rho I)\,x = A^\top y + \rho v` with :math:`\rho = \sigma^2 / \tau`."""
-        y = _measured(condition, (*v.shape[1:-2], *self.operator.range_shape))
-        return self.operator.nearest(v, y, self.std**2 / step)
+        return self.operator.nearest(v, self._checked(condition, v), self.std**2 / step)
+
+    def _checked(self, condition: Tensor | None, x: Tensor) -> Tensor:
+        """The measurement of images like ``x``."""
+        y = _measured(condition)
+        shape = (*x.shape[1:-2], *self.operator.range_shape)
+        if y.shape[1:] != shape:
+            raise InputError(
+                f"The measurement has the shape {tuple(y.shape[1:])} but the operator gives {shape}; pass what this "
+                "operator measured, or make the operator for this measurement."
+            )
+        return y
 
 
-def _measured(condition: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """The measurement, whose last axes must be those that the forward model gives."""
+def _measured(condition: Tensor | None) -> Tensor:
     if condition is None:
         raise InputError("A likelihood needs the measurement; pass it as condition.")
-    if condition.shape[condition.ndim - len(shape) :] != torch.Size(shape):
-        raise InputError(
-            f"The measurement has the shape {tuple(condition.shape)} but the forward model gives {tuple(shape)} in the "
-            "last axes; pass what this operator measured, or make the operator for this measurement."
-        )
     return condition
