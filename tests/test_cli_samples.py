@@ -192,8 +192,9 @@ def test_automatic_choice_passes_models_that_it_does_not_know_or_cannot_read(her
     run("--method=auto", "--prior=some", "--samples=8", "-o", "b.tif", expected=2)
     assert "some/denoiser.safetensors cannot be read" in capsys.readouterr().err
     # The one model that was named is not passed over.
-    run("--method=auto", "--prior=some/other.safetensors", "-o", "b.tif", expected=2)
-    assert "some/other.safetensors" in capsys.readouterr().err
+    for name in ("network", "other"):
+        run("--method=auto", f"--prior=some/{name}.safetensors", "-o", "b.tif", expected=2)
+        assert f"some/{name}.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -169,7 +168,7 @@ def learn_single_image(
         free = 0.5 if model.dihedral and lowers_resolution(operator) else 0.0
     sampler = WindowSampler(images, window, batch, dihedral=model.dihedral, wrap=wrap, free=free)
     loss = ReconstructionLoss(model, operator)
-    known = validation_pairs(validation, window, likelihood)
+    known = _validation_pairs(validation, window, likelihood)
 
     @torch.no_grad()
     def draw() -> tuple[Tensor, Tensor]:
@@ -181,8 +180,7 @@ def learn_single_image(
                 x = turn.symmetry.undo(teacher(turn(y), operator))
         return x, y
 
-    run = partial(
-        fit,
+    return fit(
         loss,
         draw,
         steps=steps,
@@ -190,7 +188,7 @@ def learn_single_image(
         schedule=schedule,
         warmup=warmup,
         average=average,
-        validate=lambda: minus_psnr(loss, known),
+        validate=lambda: _minus_psnr(loss, known),
         validate_every=min(500, max(25, steps // 40)),
         patience=patience,
         budget=seconds,
@@ -199,7 +197,6 @@ def learn_single_image(
         resume=resume,
         progress=progress,
     )
-    return run()
 
 
 def _turns_of(teacher: SingleImage, model: SingleImage, likelihood: Likelihood) -> tuple[Turn, ...]:
@@ -224,7 +221,7 @@ def _turns_of(teacher: SingleImage, model: SingleImage, likelihood: Likelihood) 
     return commuting(likelihood.operator) if teacher.dihedral else (IDENTITY,)
 
 
-def validation_pairs(
+def _validation_pairs(
     images: Sequence[Tensor], window: Shape, likelihood: Likelihood
 ) -> list[tuple[Tensor, Tensor]]:
     """Windows of the images and their measurements, the same whatever the seed."""
@@ -243,7 +240,7 @@ def validation_pairs(
 
 
 @torch.no_grad()
-def minus_psnr(loss: ReconstructionLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _minus_psnr(loss: ReconstructionLoss, known: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Minus the mean PSNR in decibels of the results of a single pass."""
     errors = [float((loss.model(y, loss.operator) - x).square().mean()) for x, y in known]
     return 10 * sum(math.log10(max(error, 1e-12)) for error in errors) / len(errors)

@@ -155,27 +155,27 @@ def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
     if path is None:
         return {}, []
     given = Path(path)
-    if not given.is_dir():
-        kind = read_header(given).model
-        if kind not in _KINDS:
-            return {}, [f"{path} holds the model {kind}, which is never chosen"]
-        return {kind: path}, []
-    # Beside models there may be the states of interrupted trainings.
-    files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
+    files, folder = [given], given.is_dir()
+    if folder:  # beside models there may be the states of interrupted trainings
+        files = [f for f in sorted(given.glob("*.safetensors")) if ".state." not in f.name]
     if not files:
         raise InputError(
             f"The folder {path} has no model files (.safetensors); train one (patchflow train), or leave --prior out."
         )
-    found, damaged = {}, []
+    found, passed = {}, []
     for file in files:
         try:
             kind = read_header(file).model
             if kind in _KINDS:
                 models.load(file, nn.Module)
                 found[kind] = str(file)
+            elif not folder:
+                passed.append(f"{file} holds the model {kind}, which is never chosen")
         except InputError:
-            damaged.append(f"{file} cannot be read")
-    return found, damaged
+            if not folder:
+                raise
+            passed.append(f"{file} cannot be read")
+    return found, passed
 
 
 def _draws(path: str) -> bool:
