@@ -12,12 +12,14 @@ import yaml
 
 from patchflow import models
 from patchflow.cli.main import main
+from patchflow.image_models import SingleImage
 from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.learn_denoiser import learn_denoiser
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Identity
 from patchflow.problems.signature import signature
+from patchflow.reconstruct import single_image
 
 SIDE, NOISE = 64, 0.1
 DENOISING = ["--problem=denoising", f"--noise={NOISE}"]
@@ -51,6 +53,8 @@ def folder(tmp_path_factory):
     learn_patches(flow, [image], steps=60, batch=64, lr=3e-3, warmup=20)
     law = GaussianLikelihood(Identity((SIDE, SIDE)), NOISE)
     network = models.single_image(measurement=signature(law), width=8, blocks=1, cell=2)
+    for parameter in network.parameters():  # a new one changes nothing
+        parameter.data += 0.02 * torch.randn_like(parameter)
     for name, model in (("denoiser", denoiser), ("flow", flow), ("network", network)):
         models.save(
             root / "models" / f"{name}.safetensors", model, images=[image], seed=0, training={}
@@ -137,6 +141,21 @@ def test_perception_goes_along_the_line(here):
         ends[share] = values("p.tif")
     assert not torch.allclose(ends["0"], ends["1"], atol=1e-3)
     assert torch.allclose((ends["0"] + ends["1"]) / 2, ends["0.5"], atol=1e-5)
+
+
+def test_single_image_makes_one_pass_if_asked(here, capsys):
+    flags = ["--method=single-image", "--prior=models/network.safetensors"]
+    run(*flags, "-o", "mean.tif")
+    run(*flags, "--ensemble=false", "-o", "pass.tif")
+    y = torch.from_numpy(tifffile.imread("y.tif")).view(1, 1, SIDE, SIDE)
+    model = models.load("models/network.safetensors", SingleImage)
+    law = GaussianLikelihood(Identity((SIDE, SIDE)), NOISE)
+    for name, ensemble in (("mean.tif", True), ("pass.tif", False)):
+        expected = single_image.reconstruct(law, model, y, ensemble=ensemble).x
+        assert torch.allclose(values(name), expected[0, 0], atol=1e-5)
+    assert not torch.allclose(values("mean.tif"), values("pass.tif"), atol=1e-5)
+    run("--method=tv", "--ensemble=false", "-o", "pass.tif", expected=2)
+    assert "--ensemble False says nothing about the method tv" in capsys.readouterr().err
 
 
 def chosen(capsys):

@@ -312,3 +312,14 @@ def test_the_colours_of_a_map_reach_its_few_high_values(monkeypatch, marked, end
     values.flat[:marked] = 7.0
     figures.draw_map(values, "viridis", from_zero=True)
     assert drawn[0].axes[0].images[0].get_clim() == pytest.approx((0.0, ends))
+
+
+@pytest.mark.parametrize(("values", "axes"), [(np.eye(9) > 0, 1), (np.eye(9), 2)])
+def test_only_maps_of_numbers_have_a_colour_bar(monkeypatch, values, axes):
+    drawn, drawing = [], figures._drawing
+    monkeypatch.setattr(
+        figures, "_drawing", lambda draw: drawn.append(draw("black")) or drawing(draw)
+    )
+    figures.draw_map(values, "viridis", from_zero=True)
+    assert len(drawn[0].axes) == axes
+    assert drawn[0].axes[0].images[0].get_clim() == (0.0, 1.0)

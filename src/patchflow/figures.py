@@ -128,16 +128,20 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
     """A map of values in false colours; what is not finite stays blank.
 
     Args:
-        values: The values, (height, width).
+        values: The values, (height, width); of true and false there is no colour bar.
         colours: The name of a matplotlib colour map.
         from_zero: Whether the colours begin at 0, or at the 0.5th percentile; they end at the
             99.5th, or at the largest value where fewer pixels are above the lowest colour.
     """
+    measured = values.dtype != np.bool_
+    values = values.astype(np.float32, copy=False)
     finite = values[np.isfinite(values)]
     finite = finite if finite.size else np.zeros(1, np.float32)
     low = 0.0 if from_zero else float(np.percentile(finite, 0.5))
     high = float(np.percentile(finite, 99.5))
     high = high if high > low else max(float(finite.max()), low + 1e-9)
+    if not measured:
+        high = 1.0
 
     def draw(ink: str) -> Figure:
         aspect = values.shape[0] / values.shape[1]
@@ -149,9 +153,11 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
         picture = axes.imshow(values, cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        bar = figure.colorbar(picture, ax=axes, shrink=0.9, extend="max" if from_zero else "both")
-        bar.ax.tick_params(colors=ink)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        if measured:
+            ends = "max" if from_zero else "both"
+            bar = figure.colorbar(picture, ax=axes, shrink=0.9, extend=ends)
+            bar.ax.tick_params(colors=ink)
+            bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         return figure
 
     return _drawing(draw)

@@ -187,7 +187,7 @@ def _dpir(task: Task) -> Solution:
 
 def _single_image(task: Task) -> Solution:
     assert isinstance(task.prior, SingleImage)
-    return single_image.reconstruct(task.likelihood, task.prior, task.y)
+    return single_image.reconstruct(task.likelihood, task.prior, task.y, **task.settings)
 
 
 def _super_resolver(solve: Callable[..., Solution]) -> Callable[[Task], Solution]:

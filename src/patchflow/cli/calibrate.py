@@ -21,7 +21,7 @@ _OF_IMAGES = {
     **{"method": "patchnr", "prior": None, "weight": None, "noise": 0.01, "scale": 4},
     **{"boundary": None, "kernel": None, "mask": None, "level": 0.9, "false_alarms": 0.01},
     **{"range": None, "grey": False, "samples": None, "chain": "mala"},
-    **{"steps": None, "start": None},
+    **{"steps": None, "start": None, "ensemble": True},
 }
 
 
@@ -41,6 +41,7 @@ def calibrate(
     start: str | None = None,
     samples: int | None = None,
     chain: Chain = "mala",
+    ensemble: bool = True,
     scan: str | None = None,
     angles: int | None = None,
     photons: float | None = None,
@@ -89,6 +90,7 @@ def calibrate(
         start: ct: the networks that the method starts at, as of reconstruct.
         samples: Images: calibrate the mean of so many samples (reconstruct --samples), and check the sampler.
         chain: Images: as of reconstruct.
+        ensemble: Images: as of reconstruct.
         scan: ct: a sinogram whose geometry and dose to calibrate for; the next flags then complete what it does not
             say.
         angles: ct: number of angles, equally spaced over 180 degrees.
@@ -148,7 +150,9 @@ def calibrate(
         calibrate_slices(images, flags, choices, settings)
         return
     sampling = None if samples is None else Sampling(samples, method, chain, None)
-    solver = Solver(method, steps, None, None, "adam", "default", weight, sampling)
+    solver = Solver(
+        *(method, steps, None, None, "adam", "default", weight, sampling), ensemble=ensemble
+    )
     calibrate_images(
         images, solver, Settings(problem, noise, scale, boundary, kernel, mask), settings
     )

@@ -107,6 +107,7 @@ class Solver:
         weight: The weight; None for the default, ``"auto"`` for a choice without a ground truth.
         sampling: How samples of the posterior are drawn, whose mean is the reconstruction; None for none.
         texture: The patch prior and the share by which it moves the reconstruction; None for none.
+        ensemble: Whether single-image takes the mean over turned and mirrored measurements.
 
     Raises:
         InputError: If a flag does not concern the method, or the weight is neither a number nor auto.
@@ -121,6 +122,7 @@ class Solver:
     weight: float | str | None
     sampling: Sampling | None = None
     texture: Texture | None = None
+    ensemble: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -134,6 +136,10 @@ class Solver:
             for name, value in self._given.items():
                 flag = "solver" if name == "method" else name
                 raise InputError(f"--{flag} {value} says nothing about the {who}; leave it out.")
+        if not self.ensemble and self.method != "single-image":
+            raise InputError(
+                f"--ensemble {self.ensemble} says nothing about the method {self.method}; leave it out."
+            )
         if self.preset == "paper" and self.method not in PRESETS:
             raise InputError(
                 f"There is a preset paper of {', '.join(PRESETS)}, not of {self.method}."
@@ -182,7 +188,11 @@ class Solver:
             changed["preset"] = self.preset
         if self.texture is not None:
             changed["perception"] = self.texture.share
-        return changed
+        return changed | self._pass
+
+    @property
+    def _pass(self) -> dict[str, object]:
+        return {} if self.ensemble else {"ensemble": False}
 
     def prior(self, path: str | None) -> Prior | None:
         """Read the model that the method needs.
@@ -262,7 +272,7 @@ class Solver:
         follow: Follow | None,
     ) -> Solution:
         init = likelihood.operator.initial(y)
-        task = Task(likelihood, y, init, weight, prior, follow, True, self._given)
+        task = Task(likelihood, y, init, weight, prior, follow, True, {**self._given, **self._pass})
         chosen = PRESETS if self.preset == "paper" else METHODS
         return chosen[self.method].solve(task)
 

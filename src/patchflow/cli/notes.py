@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from patchflow.problems.likelihood import GaussianLikelihood, Likelihood
+from patchflow.problems.sampling import Mask
 from patchflow.reconstruct.automatic_weight import Trial, WeightChoice, choose_weight
 from patchflow.solution import Solution
 
@@ -69,6 +70,19 @@ def choose(
             f"The two disagree by more than a factor of four: check {level}, and look at both reconstructions."
         )
     return choice, notes
+
+
+def residual_of(likelihood: GaussianLikelihood, x: Tensor, y: Tensor) -> float:
+    """The root mean square of the residual where there is a measurement.
+
+    Args:
+        likelihood: The law of the measurement.
+        x: The reconstructions.
+        y: The measurements.
+    """
+    wrong, operator = likelihood.operator(x) - y, likelihood.operator
+    seen = operator.mask.expand_as(wrong) > 0 if isinstance(operator, Mask) else ...
+    return float(wrong[seen].square().mean().sqrt())
 
 
 def misfit(residual: float, noise: float) -> list[str]:

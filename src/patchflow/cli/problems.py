@@ -29,7 +29,7 @@ NAMES = ("super-resolution", "deblurring", "inpainting", "denoising", "ct")
 _IMAGE_FLAGS = {
     **{"noise": 0.01, "scale": 4, "boundary": None, "kernel": None, "mask": None},
     **{"range": None, "grey": False, "samples": None, "chain": "mala"},
-    **{"perception": 0.0, "texture": None, "budget": None},
+    **{"perception": 0.0, "texture": None, "budget": None, "ensemble": True},
 }
 _CT_FLAGS = {
     **dict.fromkeys(("angles", "photons", "bins", "size", "field_of_view", "limited", "fine")),

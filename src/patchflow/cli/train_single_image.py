@@ -83,7 +83,7 @@ def train_single_image(
         free: Share of the windows that are turned by any angle and scaled at random; by default half of them for
             super-resolution, else none, and none with --dihedral false.
         teacher: A model of this command for the same measurement: its mean over the turns is learned, so that a single
-            pass (in Python, ensemble=False) is nearly as good, also of a narrower network (--width).
+            pass (reconstruct --ensemble false) is nearly as good, also of a narrower network (--width).
         batch: Windows per step.
         steps: Training steps.
         lr: Peak learning rate.
