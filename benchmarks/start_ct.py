@@ -1,8 +1,8 @@
-"""patchNR from the result of networks for the scan, and from total variation: where it leads and after how many steps.
+"""Networks for the scan by their relaxation, and patchNR from their result or total variation by its number of steps.
 
 Run: python benchmarks/start_ct.py --data DATA --models FOLDER [--problem ct-limited-angle] [--slices 1]. The folder
 holds single-image-PROBLEM.safetensors and patchnr-lung.safetensors of the tables; the slices are those that weights
-were chosen on. Prints the PSNR (range of the slice) and the seconds of each.
+were chosen on. Prints the PSNR (range of the slice) and the seconds of each. --steps with no number leaves patchNR out.
 """
 
 import argparse
@@ -26,6 +26,7 @@ parser.add_argument(
 )
 parser.add_argument("--slices", type=int, default=1)
 parser.add_argument("--steps", nargs="*", type=int, default=[100, 300, 1000])
+parser.add_argument("--relaxations", nargs="*", type=float, default=[0.35, 0.5, 0.7, 1.0])
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--json", type=Path)
 arguments = parser.parse_args()
@@ -40,13 +41,22 @@ cases = slices.simulated_cases(
 )
 del fine
 network = pf.load(arguments.models / f"single-image-{arguments.problem}.safetensors", ScanNetwork)
-prior = pf.load(arguments.models / "patchnr-lung.safetensors", pf.PatchPrior)
+prior = None
+if arguments.steps:
+    prior = pf.load(arguments.models / "patchnr-lung.safetensors", pf.PatchPrior)
 rows = []
 for case in cases:
     init = likelihood.operator.initial(case.y)
     own = float(case.truth.max() - case.truth.min())
-    tried = [("single-image", Options(limited=limited), network, None)]
-    tried += [
+    estimate, usual = network.estimate(case.y), network.relaxation
+    for network.relaxation in arguments.relaxations:
+        x = network(case.y, ensemble=True, estimate=estimate)
+        row = {"slice": case.image, "method": "single-image", "relaxation": network.relaxation}
+        row["psnr"] = float(pf.psnr(x, case.truth, own))
+        rows.append(row)
+        print(row, flush=True)
+    network.relaxation = usual
+    tried = [
         ("patchnr", Options(limited=limited, steps=steps, start=start), prior, name)
         for name, start in (("networks", network), ("total variation", None))
         for steps in arguments.steps

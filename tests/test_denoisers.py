@@ -164,6 +164,27 @@ def test_the_penalty_takes_the_place_of_the_projection(single_precision):
         DenoisingLoss(pf.drunet(), penalty=1.0)
 
 
+def test_gradients_of_a_denoiser_are_shortened_but_for_the_penalty(monkeypatch):
+    shorten, norms = torch.nn.utils.clip_grad_norm_, []
+
+    def watched(parameters, largest):
+        given = list(parameters)
+        before = shorten(given, largest)
+        after = torch.stack([p.grad.norm() for p in given if p.grad is not None]).norm()
+        norms.append((float(before), float(after)))
+        return before
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
+    options = {"steps": 4, "crop": 12, "batch": 2, "warmup": 1}
+    # Far outside of [0, 1], where gradients are long.
+    pf.learn_denoiser(pf.drunet(widths=(4, 8), low=0.1), [100 * waves()], **options)
+    assert len(norms) == 4
+    assert max(before for before, _ in norms) > 1
+    assert max(after for _, after in norms) == pytest.approx(0.5, rel=1e-3)
+    pf.learn_denoiser(pf.pnn(level=0.1, **SMALL), [waves()], penalty=1e4, **options)
+    assert len(norms) == 4
+
+
 def test_an_interrupted_training_is_resumed_bit_by_bit(tmp_path, single_precision, monkeypatch):
     def run(steps_before_interrupt):
         torch.manual_seed(3)

@@ -15,7 +15,13 @@ from patchflow.cli.automatic import choose_for_scan
 from patchflow.cli.scan import ScanFlags, read_scan
 from patchflow.io.images import write_image
 from patchflow.io.sinogram import read_sinogram
-from patchflow.learn_scan import DRAWS, REUSE, CorrectionLoss, SimulatedPairs
+from patchflow.learn_scan import (
+    DRAWS,
+    LEAST_RELAXATION,
+    REUSE,
+    CorrectionLoss,
+    SimulatedPairs,
+)
 from patchflow.networks.unet import UNet
 from patchflow.numerics.dihedral import DIHEDRAL
 from patchflow.problems.likelihood import Likelihood
@@ -298,6 +304,43 @@ def test_total_variation_is_the_first_stage_where_directions_are_missing(
             single_scan(kept, 500.0, start=start, stages=stages)
     with pytest.raises(pf.InputError, match="only later ones after total variation"):
         ScanNetwork(kept, 500.0, [], list(again.later), [0.7])
+
+
+def test_after_total_variation_a_share_of_each_correction_is_taken(monkeypatch):
+    torch.manual_seed(0)
+    kept = scan(slice(6, 34))
+    model = single_scan(kept, 500.0, stages=3, widths=[8, 8])
+    assert (model.relaxation, single_scan(scan(), 500.0, widths=[8]).relaxation) == (0.5, 1.0)
+    for parameter in model.later.parameters():  # a new one changes nothing
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    y, estimate = torch.rand(1, 1, 28, 47), torch.rand(1, 1, SIZE, SIZE)
+    y, estimate = (t.to(next(model.parameters())) for t in (y, estimate))
+    with torch.no_grad():
+        inputs = model.prepare(y, estimate=estimate, relaxations=(0.9, 0.2))
+        first = model.results(inputs, [1])
+        assert (first - estimate).abs().max() > 1e-3
+        torch.testing.assert_close(
+            inputs[:, [3]], (estimate + 0.2 * (first - estimate)).clamp(0, 1)
+        )
+        own = model.prepare(y, estimate=estimate)
+        torch.testing.assert_close(own[:, [3]], ((estimate + first) / 2).clamp(0, 1))
+        last = (own[:, [3]] + model.results(own, [2])) / 2
+        torch.testing.assert_close(model(y, estimate=estimate), last.clamp(0, 1))
+    with pytest.raises(pf.InputError, match="relaxation is 0"):
+        ScanNetwork(kept, 500.0, [], list(model.later), [0.7], model.variation, 0)
+
+    drawn = []
+    monkeypatch.setattr(
+        model, "prepare", lambda y, estimate, relaxations: drawn.append(relaxations) or own
+    )
+    monkeypatch.setattr(model, "estimate", lambda y: estimate)
+    pairs = SimulatedPairs(model, [estimate] * 40, refined(kept, (2 * SIZE, 2 * SIZE)), SIZE, 1)
+    pairs()
+    numbers = torch.tensor(drawn[:40])
+    assert numbers.shape == (40, 2)
+    assert (numbers >= LEAST_RELAXATION).all()
+    assert (numbers <= 1).all()
+    assert numbers.std() > 0.1
 
 
 def test_half_of_total_variation_is_no_start(monkeypatch):

@@ -15,6 +15,9 @@ left of the error were white noise of that size, :math:`u_k` would be the most p
 conjugate gradients. All :math:`z_k` are brought into [0, 1], in units of the largest attenuation. The networks learn
 the noise and the artefacts of one scan: its geometry and its number of photons belong to the model.
 
+After total variation a share of each correction is taken, the relaxation. Networks that know a few slices of one
+patient trust themselves too much on those of another: whole corrections make the image worse from the second one on.
+
 References:
     Jin, McCann, Froustey, Unser, "Deep convolutional neural network for inverse problems in imaging", IEEE TIP 26(9),
     2017, https://arxiv.org/abs/1611.03679 (one stage)
@@ -79,10 +82,11 @@ class ScanNetwork(nn.Module):
         later: That of all later stages, from three channels to one, which is told the share; as many.
         shares: The shares of the error of filtered backprojection that are left before each data step.
         variation: The first stage, if it is total variation.
+        relaxation: The share of the corrections of later stages that is taken.
 
     Raises:
         InputError: If the number of photons or a share is not positive, or there are later networks without shares or
-            shares without networks, or the first stage is not one of the two.
+            shares without networks, or the first stage is not one of the two, or the relaxation is not in (0, 1].
     """
 
     centre: Tensor
@@ -98,6 +102,7 @@ class ScanNetwork(nn.Module):
         later: Sequence[nn.Module] = (),
         shares: Sequence[float] = (),
         variation: Variation | None = None,
+        relaxation: float | int = 1.0,
     ) -> None:
         super().__init__()
         if variation is None:
@@ -109,7 +114,9 @@ class ScanNetwork(nn.Module):
                 f"Got {len(first)} first and {len(later)} later networks, the shares {list(shares)} and {variation}; "
                 "give as many of either and positive shares, only first ones, or only later ones after total variation."
             )
-        self.operator, self.variation = operator, variation
+        if not 0 < relaxation <= 1:
+            raise InputError(f"The relaxation is {relaxation} but must be in (0, 1], such as 0.5.")
+        self.operator, self.variation, self.relaxation = operator, variation, float(relaxation)
         self.first, self.later = nn.ModuleList(first), nn.ModuleList(later)
         self.noise = PoissonNoise(photons, MU_MAX)
         for name, start in (("centre", 0.0), ("spread", 1.0), ("error", 1.0)):
@@ -147,7 +154,7 @@ class ScanNetwork(nn.Module):
         """
         turns = scan_symmetries(self.operator) if ensemble else _IDENTITY
         inputs = self.prepare(y, turns, estimate)
-        return self._mean(len(self.shares), inputs, turns)
+        return self._mean(len(self.shares), inputs, turns, self.relaxation)
 
     @torch.no_grad()
     def estimate(self, y: Float[Tensor, "batch 1 angles bins"]) -> Images | None:
@@ -178,6 +185,7 @@ class ScanNetwork(nn.Module):
         y: Float[Tensor, "batch 1 angles bins"],
         turns: Sequence[Symmetry] = _IDENTITY,
         estimate: Images | None = None,
+        relaxations: Sequence[float] | None = None,
     ) -> Inputs:
         """What the networks are given, which is made by those before them.
 
@@ -185,12 +193,14 @@ class ScanNetwork(nn.Module):
             y: The sinograms.
             turns: What each network is averaged over.
             estimate: What :meth:`estimate` makes of them, where that is known.
+            relaxations: That of each stage but the last, in place of the model's own.
         """
         inputs = self.backproject(y)
+        relaxations = relaxations or [self.relaxation] * len(self.shares)
         z = self.estimate(y) if estimate is None else estimate
-        for k, share in enumerate(self.shares):
+        for k, (share, relaxation) in enumerate(zip(self.shares, relaxations, strict=True)):
             if k or z is None:
-                z = self._mean(k, inputs, turns)
+                z = self._mean(k, inputs, turns, relaxation)
             inputs = torch.cat((inputs, z, self._towards(y, z, share)), 1)
         return inputs
 
@@ -219,9 +229,10 @@ class ScanNetwork(nn.Module):
             left = (estimate - x).square().mean().sqrt() / self.error
             self.shares.mul_(left / self.shares[0])
 
-    def _mean(self, k: int, inputs: Inputs, turns: Sequence[Symmetry]) -> Images:
-        """What the networks of a stage make of what they are given, together."""
-        return self._members(k, inputs, turns).mean(1, keepdim=True).clamp(0, 1)
+    def _mean(self, k: int, inputs: Inputs, turns: Sequence[Symmetry], relaxation: float) -> Images:
+        """What the networks of a stage make of what they are given, together; relaxed, but for the first stage."""
+        z = self._members(k, inputs, turns).mean(1, keepdim=True)
+        return (inputs[:, 2 * k - 1 : 2 * k].lerp(z, relaxation) if k else z).clamp(0, 1)
 
     def _members(
         self, k: int, inputs: Inputs, turns: Sequence[Symmetry]

@@ -18,6 +18,8 @@ from patchflow.scan_network import ScanNetwork, Variation
 
 # Of the error of filtered backprojection: what the first and the last data step take for what is left of it.
 _FIRST, _LAST = 0.7, 0.4
+# The relaxation after total variation, on the three tuning slices (benchmarks/relaxation_ct.py).
+_RELAXATION = 0.5
 # Total variation as a start, by whether directions are missing: the weights that are best with so many photons, on
 # three slices (benchmarks/tune_ct.py). They grow with the root of the photons, as the noise falls with it.
 TUNED_PHOTONS = 4096.0
@@ -118,11 +120,12 @@ def single_scan(
             (3, members * bool(shares)),
         )
     )
-    variation = None
+    variation, relaxation = None, 1.0
     if start == "tv":
+        relaxation = _RELAXATION
         weight, most = VARIATION[limited]
         variation = Variation(weight * math.sqrt(photons / TUNED_PHOTONS), most)
-    model = ScanNetwork(operator, photons, first, later, shares, variation)
+    model = ScanNetwork(operator, photons, first, later, shares, variation, relaxation)
     return _named("single_scan", model, arguments)
 
 
