@@ -2,7 +2,7 @@
 
 Run: python benchmarks/start_ct.py --data DATA --models FOLDER [--problem ct-limited-angle] [--slices 1]. The folder
 holds single-image-PROBLEM.safetensors and patchnr-lung.safetensors of the tables; the slices are those that weights
-were chosen on. Prints the PSNR (range of the slice) and the seconds of each. --steps with no number leaves patchNR out.
+were chosen on. Prints the PSNR (range of the slice), and the seconds of patchNR; --steps with no number leaves it out.
 """
 
 import argparse
@@ -49,9 +49,10 @@ for case in cases:
     init = likelihood.operator.initial(case.y)
     own = float(case.truth.max() - case.truth.min())
     estimate, usual = network.estimate(case.y), network.relaxation
-    for network.relaxation in arguments.relaxations:
+    for relaxation in arguments.relaxations:
+        network.relaxation = relaxation
         x = network(case.y, ensemble=True, estimate=estimate)
-        row = {"slice": case.image, "method": "single-image", "relaxation": network.relaxation}
+        row = {"slice": case.image, "method": "single-image", "relaxation": relaxation}
         row["psnr"] = float(pf.psnr(x, case.truth, own))
         rows.append(row)
         print(row, flush=True)

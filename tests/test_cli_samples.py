@@ -154,6 +154,13 @@ def test_single_image_makes_one_pass_if_asked(here, capsys):
         expected = single_image.reconstruct(law, model, y, ensemble=ensemble).x
         assert torch.allclose(values(name), expected[0, 0], atol=1e-5)
     assert not torch.allclose(values("mean.tif"), values("pass.tif"), atol=1e-5)
+    calibrate = ["calibrate", "truth.tif", *DENOISING, *flags, "--level=0.8"]
+    assert main([*calibrate, "--ensemble=false", "-o", "one"]) == 0
+    capsys.readouterr()
+    run(*flags, "--ensemble=false", "--calibration=one", "-o", "pass.tif")
+    assert "setting of the solver" not in capsys.readouterr().out
+    run(*flags, "--calibration=one", "-o", "mean.tif")
+    assert "setting of the solver (ensemble)" in capsys.readouterr().out
     run("--method=tv", "--ensemble=false", "-o", "pass.tif", expected=2)
     assert "--ensemble False says nothing about the method tv" in capsys.readouterr().err
 
@@ -181,6 +188,9 @@ def test_automatic_choice_says_why(here, capsys):
     line = chosen(capsys)
     assert line.startswith("Method tv, chosen")
     assert "dpir would take about" in line
+
+    run("--method=auto", "--prior=models", "--budget=1e-6", "-o", "a.tif")
+    assert "single-image would take about" in chosen(capsys)
 
     run("--method=auto", "--prior=models", "--samples=8", "--steps=3", "-o", "a.tif")
     assert chosen(capsys).startswith("Method dpir with models/denoiser.safetensors")

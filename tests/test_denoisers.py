@@ -164,7 +164,7 @@ def test_the_penalty_takes_the_place_of_the_projection(single_precision):
         DenoisingLoss(pf.drunet(), penalty=1.0)
 
 
-def test_gradients_of_a_denoiser_are_shortened_but_for_the_penalty(monkeypatch):
+def test_gradients_are_shortened_but_of_proximal_networks(monkeypatch):
     shorten, norms = torch.nn.utils.clip_grad_norm_, []
 
     def watched(parameters, largest):
@@ -181,7 +181,7 @@ def test_gradients_of_a_denoiser_are_shortened_but_for_the_penalty(monkeypatch):
     assert len(norms) == 4
     assert max(before for before, _ in norms) > 1
     assert max(after for _, after in norms) == pytest.approx(0.5, rel=1e-3)
-    pf.learn_denoiser(pf.pnn(level=0.1, **SMALL), [waves()], penalty=1e4, **options)
+    pf.learn_denoiser(pf.pnn(level=0.1, **SMALL), [waves()], **options)
     assert len(norms) == 4
 
 

@@ -306,7 +306,7 @@ def test_total_variation_is_the_first_stage_where_directions_are_missing(
         ScanNetwork(kept, 500.0, [], list(again.later), [0.7])
 
 
-def test_after_total_variation_a_share_of_each_correction_is_taken(monkeypatch):
+def test_where_directions_are_missing_a_share_of_each_correction_is_taken(tmp_path, monkeypatch):
     torch.manual_seed(0)
     kept = scan(slice(6, 34))
     model = single_scan(kept, 500.0, stages=3, widths=[8, 8])
@@ -326,6 +326,8 @@ def test_after_total_variation_a_share_of_each_correction_is_taken(monkeypatch):
         torch.testing.assert_close(own[:, [3]], ((estimate + first) / 2).clamp(0, 1))
         last = (own[:, [3]] + model.results(own, [2])) / 2
         torch.testing.assert_close(model(y, estimate=estimate), last.clamp(0, 1))
+    pf.save(tmp_path / "m.safetensors", single_scan(kept, 500.0, widths=[8], relaxation=0.25))
+    assert pf.load(tmp_path / "m.safetensors", ScanNetwork).relaxation == 0.25
     with pytest.raises(pf.InputError, match="relaxation is 0"):
         ScanNetwork(kept, 500.0, [], list(model.later), [0.7], model.variation, 0)
 
@@ -341,6 +343,10 @@ def test_after_total_variation_a_share_of_each_correction_is_taken(monkeypatch):
     assert (numbers >= LEAST_RELAXATION).all()
     assert (numbers <= 1).all()
     assert numbers.std() > 0.1
+    model.relaxation = 1.0
+    monkeypatch.setattr(model, "prepare", lambda y, estimate: drawn.append(1) or own)
+    pairs._prepare(0)
+    assert drawn.pop() == 1
 
 
 def test_half_of_total_variation_is_no_start(monkeypatch):

@@ -140,8 +140,6 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
     low = 0.0 if from_zero else float(np.percentile(finite, 0.5))
     high = float(np.percentile(finite, 99.5))
     high = high if high > low else max(float(finite.max()), low + 1e-9)
-    if not measured:
-        high = 1.0
 
     def draw(ink: str) -> Figure:
         aspect = values.shape[0] / values.shape[1]

@@ -32,8 +32,8 @@ from patchflow.numerics.precision import Precision
 
 # Levels below it weigh no more than it does.
 _SMALLEST_LEVEL = 1 / 255
-# The largest norm of gradients: three times the usual one of a DRUNet at the full rate. Without it a training of
-# 60,000 steps diverged after 18,000.
+# The largest norm of gradients, but for proximal networks, which are kept on their constraint: three times the usual
+# one of a DRUNet at the full rate. Without it a training of 60,000 steps diverged after 18,000.
 _CLIP = 0.5
 # Validation: crops of so many pixels along a side, so many in all, each with every one of so many levels.
 _VALIDATION_SIDE, _VALIDATION_CROPS, _VALIDATION_LEVELS = 96, 12, 3
@@ -129,8 +129,9 @@ def learn_denoiser(
 ) -> Fit:
     """Train a denoiser on random crops of images, and leave it frozen at its best validated state.
 
-    Noise levels are drawn from those that the denoiser was made for. A proximal denoiser is brought back to its
-    constraint after every step, unless there is a ``penalty``, and always at the end and where it is validated.
+    Noise levels are drawn from those that the denoiser was made for. Long gradients are shortened, but of proximal
+    denoisers: these are brought back to their constraint after every step, unless there is a ``penalty``, and always at
+    the end and where they are validated.
 
     Args:
         denoiser: The denoiser to train.
@@ -205,7 +206,7 @@ def learn_denoiser(
         schedule=schedule,
         warmup=warmup,
         average=average,
-        clip=None if penalty else _CLIP,
+        clip=_CLIP if network is None else None,
         validate=validate,
         validate_every=min(500, max(25, steps // 40)),
         patience=patience,

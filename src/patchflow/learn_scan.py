@@ -9,8 +9,8 @@ for crops of :math:`n` pixels of an image :math:`x`, with the results :math:`z_k
 (:mod:`patchflow.scan_network`) and a stage :math:`k > 1` that is drawn anew in each step, if there is one. Of
 several networks of a stage each has this loss, and their mean is taken. Where the first stage is total variation, the
 first term is missing and :math:`s` is the size of its error. What the later networks are given is made of whole images
-by all of them, as they are at that time, and no gradient goes through it; with a random relaxation after total
-variation. Line integrals are computed once; the noise is drawn anew, image by image.
+by all of them, as they are at that time, and no gradient goes through it; with a random relaxation, if there is one.
+Line integrals are computed once; the noise is drawn anew, image by image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REUSE = 8
 # How often a measurement is prepared anew, by networks that have learned, before its noise is drawn anew where total
 # variation is computed of it, which takes longer than all else.
 DRAWS = 8
-# After total variation a random share of each correction is taken, at least this one, so that later stages learn from
+# Where a share of each correction is to be taken, it is a random one, at least this, so that later stages learn from
 # errors that are as large as those of images that nothing was learned from.
 LEAST_RELAXATION = 0.25
 
@@ -116,8 +116,8 @@ class SimulatedPairs:
             self.measured[k], self._left[k] = _measured(self.model, self.clean[k]), self._draws
         self._left[k] -= 1
         y, estimate = self.measured[k]
-        if self.model.variation is None:
-            return self.model.prepare(y)
+        if self.model.relaxation == 1:
+            return self.model.prepare(y, estimate=estimate)
         relaxations = torch.empty(len(self.model.shares)).uniform_(LEAST_RELAXATION, 1).tolist()
         return self.model.prepare(y, estimate=estimate, relaxations=relaxations)
 

@@ -268,9 +268,7 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
     figures = []
     for label, caption, values, colours, from_zero in maps:
         if values is not None:
-            pixels = values.detach().cpu()
-            pixels = (pixels if pixels.dtype == torch.bool else pixels.float()).numpy()
-            drawing = draw_map(pixels, colours, from_zero=from_zero)
+            drawing = draw_map(values.detach().cpu().numpy(), colours, from_zero=from_zero)
             figures.append(_drawn(label, caption, drawing, pictures))
     return figures
 

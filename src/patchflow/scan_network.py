@@ -7,7 +7,7 @@ with mean :math:`m` and deviation :math:`r` of filtered backprojections and the 
 one stage there are steps towards the measurement, and a second network sees where they lead:
 
 .. math:: u_k &= \operatorname*{argmin}_u \tfrac12 \sum_i w_i\,(A u - y)_i^2 + \frac{1}{2 s_k^2}\,\|u - z_k\|^2, \\
-          z_{k+1} &= z_k + s_k\, f_2\Big(\frac{u_0 - m}{r}, \frac{z_k - m}{r}, \frac{u_k - z_k}{s_k};
+          z_{k+1} &= z_k + \theta s_k\, f_2\Big(\frac{u_0 - m}{r}, \frac{z_k - m}{r}, \frac{u_k - z_k}{s_k};
                      \frac{s_k}{s}\Big),
 
 where :math:`1/w_i` are the variances of the measured line integrals and :math:`s_k` is a share of :math:`s`: if what is
@@ -15,8 +15,8 @@ left of the error were white noise of that size, :math:`u_k` would be the most p
 conjugate gradients. All :math:`z_k` are brought into [0, 1], in units of the largest attenuation. The networks learn
 the noise and the artefacts of one scan: its geometry and its number of photons belong to the model.
 
-After total variation a share of each correction is taken, the relaxation. Networks that know a few slices of one
-patient trust themselves too much on those of another: whole corrections make the image worse from the second one on.
+The relaxation :math:`\theta` is 1/2 where directions are missing, else 1. Networks that know a few slices of one
+patient trust themselves too much on those of another: whole corrections make the image worse there, from the second on.
 
 References:
     Jin, McCann, Froustey, Unser, "Deep convolutional neural network for inverse problems in imaging", IEEE TIP 26(9),
@@ -82,7 +82,7 @@ class ScanNetwork(nn.Module):
         later: That of all later stages, from three channels to one, which is told the share; as many.
         shares: The shares of the error of filtered backprojection that are left before each data step.
         variation: The first stage, if it is total variation.
-        relaxation: The share of the corrections of later stages that is taken.
+        relaxation: The share of the corrections of all stages but the first that is taken.
 
     Raises:
         InputError: If the number of photons or a share is not positive, or there are later networks without shares or
@@ -193,7 +193,7 @@ class ScanNetwork(nn.Module):
             y: The sinograms.
             turns: What each network is averaged over.
             estimate: What :meth:`estimate` makes of them, where that is known.
-            relaxations: That of each stage but the last, in place of the model's own.
+            relaxations: That of each stage but the last, in place of the model's own; that of the first has no effect.
         """
         inputs = self.backproject(y)
         relaxations = relaxations or [self.relaxation] * len(self.shares)

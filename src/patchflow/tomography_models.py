@@ -18,7 +18,7 @@ from patchflow.scan_network import ScanNetwork, Variation
 
 # Of the error of filtered backprojection: what the first and the last data step take for what is left of it.
 _FIRST, _LAST = 0.7, 0.4
-# The relaxation after total variation, on the three tuning slices (benchmarks/relaxation_ct.py).
+# The relaxation where directions are missing, on the three tuning slices (benchmarks/start_ct.py --slices 3 --steps).
 _RELAXATION = 0.5
 # Total variation as a start, by whether directions are missing: the weights that are best with so many photons, on
 # three slices (benchmarks/tune_ct.py). They grow with the root of the photons, as the noise falls with it.
@@ -75,6 +75,7 @@ def single_scan(
     blocks: int = 1,
     cell: int = 2,
     members: int = 1,
+    relaxation: float | None = None,
 ) -> ScanNetwork:
     """Residual U-Nets and data steps for one scan; train them on a few slices with :func:`patchflow.learn_scan`.
 
@@ -88,6 +89,8 @@ def single_scan(
         blocks: Residual blocks of each scale, on the way down and up.
         cell: Pixels along a side of the cells of the finest scale.
         members: Networks of each stage, each of its own random start, whose mean is taken.
+        relaxation: The share of each correction after the first stage that is taken; by default one half where
+            directions are missing, else all of it.
 
     Raises:
         InputError: If a number is out of range, or there is no such start.
@@ -96,6 +99,8 @@ def single_scan(
     limited = misses_directions(operator.angles)
     if start == "auto":
         start = "tv" if limited else "network"
+    if relaxation is None:
+        relaxation = _RELAXATION if limited else 1.0
     arguments = {
         "start": start,
         "stages": stages,
@@ -103,6 +108,7 @@ def single_scan(
         "blocks": blocks,
         "cell": cell,
         "members": members,
+        "relaxation": relaxation,
     }
     if start not in ("network", "tv"):
         raise InputError(f"The start is {start!r}; use 'auto', 'network' or 'tv'.")
@@ -120,9 +126,8 @@ def single_scan(
             (3, members * bool(shares)),
         )
     )
-    variation, relaxation = None, 1.0
+    variation = None
     if start == "tv":
-        relaxation = _RELAXATION
         weight, most = VARIATION[limited]
         variation = Variation(weight * math.sqrt(photons / TUNED_PHOTONS), most)
     model = ScanNetwork(operator, photons, first, later, shares, variation, relaxation)

@@ -24,6 +24,8 @@ from patchflow.io.checkpoint import read_header
 from patchflow.networks.denoiser import Denoiser
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
+from patchflow.problems.operator import LinearOperator
+from patchflow.problems.turns import commuting
 from patchflow.reconstruct import plug_and_play
 from patchflow.scan_network import ScanNetwork
 
@@ -198,11 +200,15 @@ def _unfit(model: nn.Module, y: Tensor, likelihood: GaussianLikelihood) -> bool:
 @torch.no_grad()
 def _seconds(model: nn.Module, method: str, likelihood: GaussianLikelihood, y: Tensor) -> float:
     """How long a reconstruction will take, by one evaluation."""
-    init, evaluations = likelihood.operator.initial(y), _EVALUATIONS.get(method, 1)
+    operator = likelihood.operator
+    init, evaluations = operator.initial(y), _EVALUATIONS.get(method, 1)
     begun = time.perf_counter()
     if isinstance(model, PatchPrior):
         model.phases()[0].value_and_grad(init)
     elif isinstance(model, Denoiser):
         model(init, model.levels[1])
         evaluations = len(plug_and_play.noise_levels(likelihood))
+    elif isinstance(model, SingleImage) and isinstance(operator, LinearOperator):
+        model(y, operator)
+        evaluations = len(commuting(operator)) if model.dihedral else 1
     return evaluations * (time.perf_counter() - begun)

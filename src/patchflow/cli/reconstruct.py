@@ -129,8 +129,8 @@ def reconstruct(
         chain: Of samples by Markov chains: mala (accept or reject) or langevin (all accepted, biased by the step).
         perception: From 0 (most accurate) to 1 (best texture): moves the output towards what --texture knows.
         texture: The model of patchflow train patch-nr for --perception.
-        ensemble: single-image: the mean over turned and mirrored measurements; false for one pass, up to eight times
-            as fast.
+        ensemble: single-image of images: the mean over turned and mirrored measurements, if it was trained for such;
+            false for one pass, up to eight times as fast.
         start: ct: a model of train single-scan or fbp-unet at whose result patchnr, epll, wpp and local-ar start, in
             place of total variation.
         budget: --method auto: seconds that the reconstruction may take, by an estimate on this machine.
