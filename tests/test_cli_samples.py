@@ -132,15 +132,17 @@ def test_samples_by_markov_chains(here, tmp_path, monkeypatch, capsys):
     assert "accepted" not in capsys.readouterr().out.replace("accepted: ", "")
 
 
-def test_perception_goes_along_the_line(here):
+def test_perception_goes_along_the_line(here, capsys):
     flags = ["--method=dpir", "--prior=models/denoiser.safetensors"]
     ends = {}
+    capsys.readouterr()
     for share in ("0", "0.5", "1"):
         given = [] if share == "0" else ["--texture=models/flow.safetensors"]
         run(*flags, f"--perception={share}", *given, "-o", "p.tif")
         ends[share] = values("p.tif")
     assert not torch.allclose(ends["0"], ends["1"], atol=1e-3)
     assert torch.allclose((ends["0"] + ends["1"]) / 2, ends["0.5"], atol=1e-5)
+    assert "Moved by 0.5 of the way" in capsys.readouterr().out
 
 
 def test_single_image_makes_one_pass_if_asked(here, capsys):
@@ -162,7 +164,10 @@ def test_single_image_makes_one_pass_if_asked(here, capsys):
     run(*flags, "--calibration=one", "-o", "mean.tif")
     assert "setting of the solver (ensemble)" in capsys.readouterr().out
     run("--method=tv", "--ensemble=false", "-o", "pass.tif", expected=2)
-    assert "--ensemble False says nothing about the method tv" in capsys.readouterr().err
+    assert "--ensemble false says nothing about the method tv" in capsys.readouterr().err
+    run("--method=auto", "--ensemble=false", "-o", "pass.tif")
+    run("--method=auto", "--prior=models", "--ensemble=false", "-o", "pass.tif")
+    assert torch.allclose(values("pass.tif"), expected[0, 0], atol=1e-5)
 
 
 def chosen(capsys):

@@ -147,6 +147,11 @@ def test_checks_pass_right_samples_and_see_wrong_ones():
     assert right.passed
     assert right.ratio == pytest.approx(2 / (1 + 1 / 32), abs=0.03)
     assert right.explain().startswith("The sampler passed")
+    few = calibrated(1.0, draws=8)
+    assert few.passed
+    assert few.ratio == pytest.approx(2 / (1 + 1 / 8), abs=0.03)
+    assert calibrated(1.0).accepted == pytest.approx((1.8, 2.2))
+    assert few.accepted == pytest.approx((1.65, 2.017), abs=1e-3)
     narrow = calibrated(0.4)
     assert not narrow.passed
     assert "overconfident" in narrow.explain()

@@ -21,7 +21,7 @@ from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Composition, Identity
 from patchflow.problems.sampling import Mask, Subsample
-from patchflow.problems.signature import differs, signature
+from patchflow.problems.signature import differs, disagreement, signature
 from patchflow.problems.turns import commuting
 from patchflow.reconstruct.single_image import reconstruct
 
@@ -142,6 +142,16 @@ def test_descriptions_tell_measurements_apart() -> None:
     composed = described(Composition(Subsample((16, 16), 2), Blur(torch.ones(3, 3), (16, 16))))
     other = described(Composition(Subsample((16, 16), 2), Blur(torch.eye(3), (16, 16))))
     assert differs(composed, other) == ["response"]
+
+    assert disagreement(blur, described(downsample((96, 64)))) == ""
+    assert disagreement(blur, described(Identity((8, 8)))) == "super-resolution, not denoising"
+    single = Blur(gaussian_kernel(9, 1.5), (48, 48), "periodic")
+    assert disagreement(blur, described(single)) == "super-resolution, not deblurring"
+    assert disagreement(blur, described(downsample((48, 48), 2), 0.02)) == "scale 4, not 2"
+    assert disagreement(described(single), described(single, 0.02)) == "noise 0.01, not 0.02"
+    wider = Blur(gaussian_kernel(9, 2.0), (48, 48), "periodic")
+    told = disagreement(described(single), described(wider, 0.02))
+    assert told == "another kernel and noise 0.01, not 0.02"
 
 
 def texture(side, seed):

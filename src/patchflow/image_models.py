@@ -13,7 +13,7 @@ from patchflow.errors import InputError
 from patchflow.networks.unrolled import UnrolledNetwork
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.operator import LinearOperator
-from patchflow.problems.signature import differs, signature
+from patchflow.problems.signature import disagreement, signature
 
 
 class SingleImage(nn.Module):
@@ -61,12 +61,8 @@ class SingleImage(nn.Module):
         Raises:
             InputError: As said.
         """
-        given = signature(likelihood)
-        wrong = differs(given, self.measurement)
-        if wrong:
-            told = ", ".join(
-                f"{key} {self.measurement.get(key)}, not {given.get(key)}" for key in wrong
-            )
+        told = disagreement(self.measurement, signature(likelihood))
+        if told:
             raise InputError(f"The network was trained for {told}; train one for this measurement.")
 
 

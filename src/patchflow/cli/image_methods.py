@@ -138,7 +138,7 @@ class Solver:
                 raise InputError(f"--{flag} {value} says nothing about the {who}; leave it out.")
         if not self.ensemble and self.method != "single-image":
             raise InputError(
-                f"--ensemble {self.ensemble} says nothing about the method {self.method}; leave it out."
+                f"--ensemble false says nothing about the method {self.method}; leave it out."
             )
         if self.preset == "paper" and self.method not in PRESETS:
             raise InputError(
@@ -239,6 +239,7 @@ class Solver:
             share, textures = self.texture
             x = perception.retexture(likelihood, textures, y, solution.x, share, progress=True)
             solution = solution._replace(x=x)
+            notes = [*notes, f"Moved by {share:g} of the way to the best texture (--perception)."]
         return solution, weight, notes
 
     def _reconstruct(

@@ -130,7 +130,7 @@ def reconstruct(
         perception: From 0 (most accurate) to 1 (best texture): moves the output towards what --texture knows.
         texture: The model of patchflow train patch-nr for --perception.
         ensemble: single-image of images: the mean over turned and mirrored measurements, if it was trained for such;
-            false for one pass, up to eight times as fast.
+            false for one pass, up to eight times as fast (also if --method auto takes it).
         start: ct: a model of train single-scan or fbp-unet at whose result patchnr, epll, wpp and local-ar start, in
             place of total variation.
         budget: --method auto: seconds that the reconstruction may take, by an estimate on this machine.
@@ -196,6 +196,9 @@ def reconstruct(
         wished = samples is not None
         found = choose_method(prior, measured, samples=wished, budget=budget)
         method, prior, why = _say(found, settings)
+        ensemble = (
+            ensemble or method != "single-image"
+        )  # what it says concerns a choice that was not made
     elif budget is not None:
         raise InputError(f"--budget {budget} is for --method auto; leave it out.")
     sampling = None if samples is None else Sampling(samples, method, chain, steps)

@@ -18,6 +18,10 @@ from patchflow.problems.tomography import ParallelBeam
 
 # Relative, of responses computed by other numbers of threads or in other precision.
 _TOLERANCE = 1e-3
+# Operators in the words of the command line.
+_PROBLEMS = {"Identity": "denoising", "Mask": "inpainting", "ParallelBeam": "tomography"}
+# What says nothing to a reader but that it is another.
+_OPAQUE = ("kernel", "mask", "set of angles", "response")
 # Digits of an angle in degrees: of single precision, an angle of half a turn is still one of zero.
 _DIGITS = 4
 
@@ -59,6 +63,31 @@ def differs(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(
         key for key in one.keys() | other.keys() if not _close(one.get(key), other.get(key))
     )
+
+
+def disagreement(own: dict[str, Any], given: dict[str, Any]) -> str:
+    """Say in which a measurement is not what something was made for; nothing if it is.
+
+    Args:
+        own: The description of the measurement that it was made for.
+        given: That of the measurement.
+    """
+    wrong = differs(own, given)
+    if "operator" in wrong or (own.get("stride", 1) > 1) != (given.get("stride", 1) > 1):
+        return f"{_problem(own)}, not {_problem(given)}"
+    if "stride" in wrong:  # its kernel is another one, too
+        return f"scale {own['stride']}, not {given['stride']}"
+    return " and ".join(
+        f"another {key}" if key in _OPAQUE else f"{key} {own.get(key)}, not {given.get(key)}"
+        for key in wrong
+    )
+
+
+def _problem(described: dict[str, Any]) -> str:
+    name = described["operator"]
+    if name == "Blur":
+        return "super-resolution" if described["stride"] > 1 else "deblurring"
+    return str(_PROBLEMS.get(name, name))
 
 
 def _close(a: object, b: object) -> bool:

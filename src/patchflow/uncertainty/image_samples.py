@@ -26,8 +26,8 @@ from patchflow.errors import InputError
 from patchflow.solution import Samples
 from patchflow.uncertainty.calibration import tarp_coverage, tarp_deviation
 
-# The ratio of squared errors of calibrated samples, and the largest deviation of coverage of small squares.
-RATIOS, DEVIATION = (1.8, 2.2), 0.1
+# The ratio of squared errors of 32 calibrated samples, and the largest deviation of coverage of small squares.
+RATIOS, DRAWS, DEVIATION = (1.8, 2.2), 32, 0.1
 # Side of the squares whose coverage is tested, in pixels, and the fewest of them.
 _SIDE, _FEWEST = 8, 50
 # Above it chains have not met.
@@ -66,23 +66,39 @@ class Check(NamedTuple):
     draws: int
 
     @property
+    def right(self) -> float:
+        r"""The ratio of samples that are drawn from the law of the truth: :math:`2 / (1 + 1/N)` of N draws."""
+        return _right(self.draws)
+
+    @property
+    def accepted(self) -> tuple[float, float]:
+        """The ratios that pass: those of 32 draws, as far from the right one in proportion."""
+        low, high = (end * self.right / _right(DRAWS) for end in RATIOS)
+        return low, high
+
+    @property
     def passed(self) -> bool:
         """Whether the samples may be believed."""
-        return RATIOS[0] <= self.ratio <= RATIOS[1] and self.deviation <= DEVIATION
+        low, high = self.accepted
+        return low <= self.ratio <= high and self.deviation <= DEVIATION
 
     def explain(self) -> str:
         """A sentence for reports."""
+        low, high = self.accepted
         told = (
             f"a single sample has {self.ratio:.2f} times the squared error of the mean of {self.draws} (right: "
-            f"{2 / (1 + 1 / self.draws):.2f}, accepted: {RATIOS[0]} to {RATIOS[1]}), the coverage of small squares is "
+            f"{self.right:.2f}, accepted: {low:.2f} to {high:.2f}), the coverage of small squares is "
             f"off by {100 * self.deviation:.0f} points at most (accepted: {100 * DEVIATION:.0f})"
         )
         if self.passed:
             return f"The sampler passed its check on an image with known truth: {told}."
-        low, high = RATIOS
         above = "too uncertain" if self.ratio > high else "wrong about squares"
         kind = "overconfident" if self.ratio < low else above
         return f"Uncalibrated: the sampler failed its check on an image with known truth, it is {kind}: {told}."
+
+
+def _right(draws: int) -> float:
+    return 2 / (1 + 1 / draws)
 
 
 def summarise(samples: Samples, *, level: float = 0.9) -> Summary:
