@@ -52,7 +52,8 @@ from patchflow.cli import main
         ),
         (
             "reconstruct y.npy z.npy --problem=denoising",
-            "'z.npy' is one argument too many; see patchflow reconstruct --help.",
+            "'z.npy' is one argument too many, or neither true nor false for the flag before it; "
+            "see patchflow reconstruct --help.",
         ),
         ("reconstruct y.npy", "--problem is required; see --help."),
         ("reconstruct y.npy --seed=", "--seed is '' but must be a whole number, such as 4."),

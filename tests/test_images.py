@@ -215,7 +215,7 @@ def test_alpha(tmp_path, channels, extension):
 def test_missing_file_suggests_near_names(tmp_path):
     (tmp_path / "brick_left.PNG").write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"There is no image .*brick_lft.png: did you mean .*brick_left.PNG\."
+        InputError, match=r"There is no image .*brick_lft.png: did you mean .*brick_left.PNG\?"
     ):
         read_image(tmp_path / "brick_lft.png")
     with pytest.raises(InputError, match="check the path"):

@@ -257,8 +257,8 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         ),
         ("standard deviation", "of the samples", report.std_map, _ERROR_MAP, True),
         ("width of the error bars", f"of pixels{unit}", report.width, _ERROR_MAP, True),
-        ("novelty", "bright: unlike the reference in the notes", report.alarm, _NLL_MAP, True),
-        ("surprise", "bright: novel and not smooth", report.surprising, _NLL_MAP, True),
+        ("novelty", "bright: unlike the reference, or smoother", report.alarm, _NLL_MAP, True),
+        ("surprise", "bright: unlike, not smoother", report.surprising, _NLL_MAP, True),
         (
             "components",
             "of the mixture, that each patch belongs to: similar colours mean nothing",

@@ -64,7 +64,7 @@ def _quoted(text: str) -> list[str]:
 def _unknown(word: str, command: str, names: Collection[str]) -> str:
     remedy = f"see patchflow {command} --help" if command else "see patchflow --help"
     if not word.startswith("--"):
-        return f"{word!r} is one argument too many; {remedy}."
+        return f"{word!r} is one argument too many, or neither true nor false for the flag before it; {remedy}."
     flags = [_flag(name) for name in names]
     given = word.replace("_", "-")
     return f"There is no flag {given} here{_meant(given, flags)}; {remedy}."

@@ -121,7 +121,7 @@ def existing_file(path: str | Path, kind: str = "file") -> Path:
     if path.is_dir():
         raise InputError(f"{path} is a folder, but a single {kind} is needed: name one file of it.")
     if not path.exists():
-        raise InputError(f"There is no {kind} {path}{_near_names(path)}.")
+        raise InputError(f"There is no {kind} {path}{_near_names(path)}")
     if not os.access(path, os.R_OK):
         raise InputError(
             f"{path} may not be read by this user, but a readable {kind} is needed: "
@@ -204,14 +204,15 @@ def _refused(path: str | Path, error: OSError) -> InputError:
 
 def _near_names(path: Path) -> str:
     if not path.parent.is_dir():
-        return f": the folder {path.parent} does not exist either, check the path"
+        return f": the folder {path.parent} does not exist either, check the path."
     try:
         names = [entry.name for entry in os.scandir(path.parent)]
     except OSError:
-        return ": check the path"
+        return ": check the path."
     # Case is a common slip (IMG.PNG), so it must not count.
     by_folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(path.name.casefold(), list(by_folded), n=3, cutoff=0.6)
     if not near:
-        return ": check the path"
-    return ": did you mean " + " or ".join(str(path.with_name(by_folded[name])) for name in near)
+        return ": check the path."
+    meant = " or ".join(str(path.with_name(by_folded[name])) for name in near)
+    return f": did you mean {meant}?"
