@@ -29,7 +29,10 @@ parser.add_argument("--data", required=True, type=Path)
 parser.add_argument("--models", required=True, type=Path, help="folder of learned models")
 parser.add_argument("--problem", default="ct-low-dose", choices=["ct-low-dose", "ct-limited-angle"])
 parser.add_argument(
-    "--methods", nargs="*", default=None, help="fbp, tv, and patchnr if there is its model"
+    "--methods",
+    nargs="*",
+    default=None,
+    help="by default fbp, tv, and patchnr if there is its model",
 )
 parser.add_argument("--images", type=int, default=len(slices.REPORTED), help="of each kernel")
 parser.add_argument(
@@ -54,7 +57,8 @@ if arguments.methods is None:
     arguments.methods = ["fbp", "tv", *(["patchnr"] if learned else [])]
 priors = {}
 for name in arguments.methods:
-    path = arguments.models / f"{name}-lung.safetensors"
+    learned_for = arguments.problem if name in table.SCANNED else "lung"
+    path = arguments.models / f"{name}-{learned_for}.safetensors"
     if table.by_name(name).learned and not path.exists():
         parser.error(
             f"There is no {path}; learn it with patchflow benchmark {arguments.problem} --methods [{name}]."
