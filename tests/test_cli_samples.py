@@ -166,6 +166,7 @@ def test_single_image_makes_one_pass_if_asked(here, capsys):
     run("--method=tv", "--ensemble=false", "-o", "pass.tif", expected=2)
     assert "--ensemble false says nothing about the method tv" in capsys.readouterr().err
     run("--method=auto", "--ensemble=false", "-o", "pass.tif")
+    assert main(["reconstruct", "--config=pass.yaml"]) == 0
     run("--method=auto", "--prior=models", "--ensemble=false", "-o", "pass.tif")
     assert torch.allclose(values("pass.tif"), expected[0, 0], atol=1e-5)
 

@@ -196,9 +196,8 @@ def reconstruct(
         wished = samples is not None
         found = choose_method(prior, measured, samples=wished, budget=budget)
         method, prior, why = _say(found, settings)
-        ensemble = (
-            ensemble or method != "single-image"
-        )  # what it says concerns a choice that was not made
+        # What it says concerns a choice that was not made.
+        settings["ensemble"] = ensemble = ensemble or method != "single-image"
     elif budget is not None:
         raise InputError(f"--budget {budget} is for --method auto; leave it out.")
     sampling = None if samples is None else Sampling(samples, method, chain, steps)
