@@ -208,7 +208,12 @@ def test_whatever_is_not_as_calibrated_is_one_warning(capsys):
             ["--method=tv", "--steps=6", "--calibration=tv"],
             "another setting of the solver (steps);",
         ),
-        (y, ["--method=tv", "--steps=5", "--calibration=image"], "operator,", "(steps);"),
+        (
+            y,
+            ["--method=tv", "--steps=5", "--calibration=image"],
+            "another problem (denoising, not tomography),",
+            "(steps);",
+        ),
     ]:
         capsys.readouterr()
         run = ["reconstruct", path, *CT, *flags, "--output=x.tif", "--report=page"]

@@ -21,7 +21,7 @@ from patchflow.problems.blur import Blur, downsample, gaussian_kernel
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Composition, Identity
 from patchflow.problems.sampling import Mask, Subsample
-from patchflow.problems.signature import differs, disagreement, signature
+from patchflow.problems.signature import differs, disagreements, signature
 from patchflow.problems.turns import commuting
 from patchflow.reconstruct.single_image import reconstruct
 
@@ -143,15 +143,17 @@ def test_descriptions_tell_measurements_apart() -> None:
     other = described(Composition(Subsample((16, 16), 2), Blur(torch.eye(3), (16, 16))))
     assert differs(composed, other) == ["response"]
 
-    assert disagreement(blur, described(downsample((96, 64)))) == ""
-    assert disagreement(blur, described(Identity((8, 8)))) == "super-resolution, not denoising"
+    assert disagreements(blur, described(downsample((96, 64)))) == []
+    denoising = described(Identity((8, 8)), 0.02)
+    told = ["problem (super-resolution, not denoising)", "noise (0.01, not 0.02)"]
+    assert disagreements(blur, denoising) == told
     single = Blur(gaussian_kernel(9, 1.5), (48, 48), "periodic")
-    assert disagreement(blur, described(single)) == "super-resolution, not deblurring"
-    assert disagreement(blur, described(downsample((48, 48), 2), 0.02)) == "scale 4, not 2"
-    assert disagreement(described(single), described(single, 0.02)) == "noise 0.01, not 0.02"
+    told = ["problem (super-resolution, not deblurring)"]
+    assert disagreements(blur, described(single)) == told
+    assert disagreements(blur, described(downsample((48, 48), 2))) == ["scale (4, not 2)"]
     wider = Blur(gaussian_kernel(9, 2.0), (48, 48), "periodic")
-    told = disagreement(described(single), described(wider, 0.02))
-    assert told == "another kernel and noise 0.01, not 0.02"
+    told = ["kernel", "noise (0.01, not 0.02)"]
+    assert disagreements(described(single), described(wider, 0.02)) == told
 
 
 def texture(side, seed):
@@ -198,7 +200,9 @@ def test_a_network_learns_a_texture(strengths, tmp_path) -> None:
     models.save(path, model)
     again = models.load(path, SingleImage)
     torch.testing.assert_close(reconstruct(likelihood, again, y).x, often)
-    with pytest.raises(InputError, match=r"trained for noise 0\.01, not 0\.03; train one"):
+    with pytest.raises(
+        InputError, match=r"trained for another noise \(0\.01, not 0\.03\); train one"
+    ):
         reconstruct(GaussianLikelihood(likelihood.operator, 0.03), model, y)
     with pytest.raises(InputError, match="2 channels but the network was trained for 1"):
         reconstruct(likelihood, model, y.expand(-1, 2, -1, -1))
@@ -276,7 +280,7 @@ def test_a_single_pass_learns_the_mean_over_the_turns() -> None:
     for teacher, told in (
         (student, "its own teacher"),
         (colours, "3 channels but the model was made for 1"),
-        (noisier, "Of the teacher: The network was trained for noise"),
+        (noisier, "Of the teacher: The network was trained for another noise"),
         (directed, "preferred direction"),
     ):
         with pytest.raises(InputError, match=told):
@@ -370,7 +374,7 @@ def test_the_command_line_trains_and_uses_it(as_users_do, capsys) -> None:
     assert main([*student, "--teacher=s.safetensors", "--width=4"]) == 0
     assert "teacher: s.safetensors" in Path("t.yaml").read_text()
     for arguments, told in (
-        ([*run, flags[0], flags[1], "--noise=0.02"], "trained for noise 0.01, not 0.02"),
+        ([*run, flags[0], flags[1], "--noise=0.02"], "trained for another noise (0.01, not 0.02)"),
         ([*run, *flags, "--weight=2"], "--weight 2.0 says nothing about the method single-image"),
         (
             ["train", "single-image", "train.tif", *flags, "--window=25"],

@@ -13,7 +13,7 @@ from patchflow.errors import InputError
 from patchflow.networks.unrolled import UnrolledNetwork
 from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.operator import LinearOperator
-from patchflow.problems.signature import disagreement, signature
+from patchflow.problems.signature import disagreements, signature
 
 
 class SingleImage(nn.Module):
@@ -61,9 +61,11 @@ class SingleImage(nn.Module):
         Raises:
             InputError: As said.
         """
-        told = disagreement(self.measurement, signature(likelihood))
+        told = disagreements(self.measurement, signature(likelihood))
         if told:
-            raise InputError(f"The network was trained for {told}; train one for this measurement.")
+            raise InputError(
+                f"The network was trained for another {', '.join(told)}; train one for this measurement."
+            )
 
 
 def single_image(

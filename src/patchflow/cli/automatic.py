@@ -24,9 +24,7 @@ from patchflow.io.checkpoint import read_header
 from patchflow.networks.denoiser import Denoiser
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
-from patchflow.problems.operator import LinearOperator
-from patchflow.problems.turns import commuting
-from patchflow.reconstruct import plug_and_play
+from patchflow.reconstruct import plug_and_play, single_image
 from patchflow.scan_network import ScanNetwork
 
 # Methods by the models that they take, in the order of preference.
@@ -59,6 +57,7 @@ def choose_method(
     *,
     samples: bool,
     budget: float | None,
+    ensemble: bool | None = None,
 ) -> Choice:
     """Choose for images.
 
@@ -67,6 +66,7 @@ def choose_method(
         law: Reads the measurement, and makes its law.
         samples: Whether samples of the posterior are wished for.
         budget: Seconds that the reconstruction may take, by an estimate on this machine.
+        ensemble: As of :func:`patchflow.reconstruct.single_image.reconstruct`.
 
     Raises:
         InputError: If there is no such file or folder, samples are wished for without a model that draws them, or the
@@ -94,7 +94,7 @@ def choose_method(
         if wrong:
             passed.append(f"{found[kind]} is for another measurement")
             continue
-        seconds = 0.0 if budget is None else _seconds(model, method, likelihood, y)
+        seconds = 0.0 if budget is None else _seconds(model, method, likelihood, y, ensemble)
         if budget is not None and seconds > budget:
             passed.append(f"{method} would take about {seconds:.0f} s")
             continue
@@ -198,17 +198,17 @@ def _unfit(model: nn.Module, y: Tensor, likelihood: GaussianLikelihood) -> bool:
 
 
 @torch.no_grad()
-def _seconds(model: nn.Module, method: str, likelihood: GaussianLikelihood, y: Tensor) -> float:
-    """How long a reconstruction will take, by one evaluation."""
-    operator = likelihood.operator
-    init, evaluations = operator.initial(y), _EVALUATIONS.get(method, 1)
+def _seconds(
+    model: nn.Module, method: str, likelihood: GaussianLikelihood, y: Tensor, ensemble: bool | None
+) -> float:
+    """How long a reconstruction will take, by one evaluation; of networks, which are done with it, by the whole."""
+    init, evaluations = likelihood.operator.initial(y), _EVALUATIONS.get(method, 1)
     begun = time.perf_counter()
     if isinstance(model, PatchPrior):
         model.phases()[0].value_and_grad(init)
     elif isinstance(model, Denoiser):
         model(init, model.levels[1])
         evaluations = len(plug_and_play.noise_levels(likelihood))
-    elif isinstance(model, SingleImage) and isinstance(operator, LinearOperator):
-        model(y, operator)
-        evaluations = len(commuting(operator)) if model.dihedral else 1
+    elif isinstance(model, SingleImage):
+        single_image.reconstruct(likelihood, model, y, ensemble=ensemble)
     return evaluations * (time.perf_counter() - begun)

@@ -17,7 +17,7 @@ from patchflow.errors import InputError
 from patchflow.io.atomic import digest, read_bytes
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import Likelihood
-from patchflow.problems.signature import differs, signature
+from patchflow.problems.signature import disagreements, signature
 from patchflow.uncertainty.image_samples import Check
 from patchflow.uncertainty.intervals import Intervals
 from patchflow.uncertainty.novelty import Novelty
@@ -88,11 +88,7 @@ class Recipe(NamedTuple):
 
     def differences(self, given: Recipe) -> list[str]:
         """In words, what is not the same in a given recipe."""
-        own, other = dict(self.measurement), dict(given.measurement)
-        keys = differs(own, other)
-        if "operator" in keys:  # of which the rest follows
-            keys = [key for key in keys if key in own.keys() & other.keys()]
-        told = [_differ(key, own.get(key), other.get(key)) for key in keys]
+        told = disagreements(dict(self.measurement), dict(given.measurement))
         if given.method != self.method:
             told.append(f"method ({self.method}, not {given.method})")
         if given.weight != self.weight:
@@ -199,11 +195,3 @@ class Calibration:
                 f"{100 * self.novelty.rate:g} % raise this alarm in all."
             )
         return Bars(low, high, alarm, notes)
-
-
-def _differ(key: str, own: object, given: object) -> str:
-    """What differs: numbers as they are, of lists their lengths, of digests that they do."""
-    if isinstance(own, list) and isinstance(given, list):
-        own, given = len(own), len(given)
-    numbers = isinstance(own, int | float) and isinstance(given, int | float) and own != given
-    return f"{key} ({own:g}, not {given:g})" if numbers else key

@@ -194,7 +194,9 @@ def reconstruct(
     why = []
     if method == "auto":
         wished = samples is not None
-        found = choose_method(prior, measured, samples=wished, budget=budget)
+        found = choose_method(
+            prior, measured, samples=wished, budget=budget, ensemble=None if ensemble else False
+        )
         method, prior, why = _say(found, settings)
         # What it says concerns a choice that was not made.
         settings["ensemble"] = ensemble = ensemble or method != "single-image"

@@ -20,8 +20,8 @@ from patchflow.problems.tomography import ParallelBeam
 _TOLERANCE = 1e-3
 # Operators in the words of the command line.
 _PROBLEMS = {"Identity": "denoising", "Mask": "inpainting", "ParallelBeam": "tomography"}
-# What says nothing to a reader but that it is another.
-_OPAQUE = ("kernel", "mask", "set of angles", "response")
+# What is another one if the scale is.
+_OF_BLURS = {"stride", "kernel", "anchor", "boundary"}
 # Digits of an angle in degrees: of single precision, an angle of half a turn is still one of zero.
 _DIGITS = 4
 
@@ -65,22 +65,29 @@ def differs(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     )
 
 
-def disagreement(own: dict[str, Any], given: dict[str, Any]) -> str:
-    """Say in which a measurement is not what something was made for; nothing if it is.
+def disagreements(own: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What differs in words: numbers as they are, of lists their lengths, of digests that they do.
 
     Args:
-        own: The description of the measurement that it was made for.
+        own: The description of the measurement that something was made for.
         given: That of the measurement.
     """
-    wrong = differs(own, given)
-    if "operator" in wrong or (own.get("stride", 1) > 1) != (given.get("stride", 1) > 1):
-        return f"{_problem(own)}, not {_problem(given)}"
-    if "stride" in wrong:  # its kernel is another one, too
-        return f"scale {own['stride']}, not {given['stride']}"
-    return " and ".join(
-        f"another {key}" if key in _OPAQUE else f"{key} {own.get(key)}, not {given.get(key)}"
-        for key in wrong
-    )
+    keys = differs(own, given)
+    told = []
+    if _problem(own) != _problem(given):  # of which the rest follows
+        told.append(f"problem ({_problem(own)}, not {_problem(given)})")
+        keys = [key for key in keys if key in own.keys() & given.keys() - _OF_BLURS - {"operator"}]
+    elif "stride" in keys:
+        told.append(f"scale ({own['stride']}, not {given['stride']})")
+        keys = [key for key in keys if key not in _OF_BLURS]
+    return told + [_differ(key, own.get(key), given.get(key)) for key in keys]
+
+
+def _differ(key: str, own: object, given: object) -> str:
+    if isinstance(own, list) and isinstance(given, list):
+        own, given = len(own), len(given)
+    numbers = isinstance(own, int | float) and isinstance(given, int | float) and own != given
+    return f"{key} ({own:g}, not {given:g})" if numbers else key
 
 
 def _problem(described: dict[str, Any]) -> str:
