@@ -1,13 +1,14 @@
 """Coverage of error bars of computed tomography: on other slices of the patient, and across reconstruction kernels.
 
 Run: python benchmarks/error_bars_ct.py --data DATA --models FOLDER [--methods fbp tv patchnr] [--images 9]. For each
-method: 90 % intervals of 20 bins of local contrast are fitted to simulated scans (LoDoPaB's geometry) of the slices of
-the soft kernel (B40f) that weights are chosen on, or of --rows; none of them is reported. The share of the pixels that
-they cover is measured on the reported slices of this kernel, and apart from these on the same slices of the sharp
-kernel (B70f), beside their mean width and that of the best constant interval of the same coverage. The noise floor: the
-standard deviation of the coverage over three noises of the first reported slice; and the calibration slices with
-another noise. A method with a model takes FOLDER/METHOD-lung.safetensors, as `patchflow benchmark` leaves it. Intervals
-and slices are kept in --json one by one, and taken from there by the next run: delete it to start again.
+method: 90 % intervals of 20 bins of local contrast times noise level are fitted to simulated scans (LoDoPaB's geometry)
+of the slices of the soft kernel (B40f) that weights are chosen on, or of --rows; none of them is reported. The share of
+the pixels that they cover is measured on the reported slices (or --on others) of this kernel, and apart from these on
+the same slices of the sharp kernel (B70f), beside their mean width and that of the best constant interval of the same
+coverage. The noise floor: the standard deviation of the coverage over three noises of the first reported slice; and the
+calibration slices with another noise. With --contrast-alone bins do not count the noise level, for comparison. Models
+are FOLDER/METHOD-lung.safetensors, of networks FOLDER/METHOD-PROBLEM.safetensors, as `patchflow benchmark` leaves them.
+Intervals and slices are kept in --json one by one, and taken from there by the next run: delete it to start again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from patchflow.papers import patchnr_tomography as table
 from patchflow.papers import tomography_cases as slices
 from patchflow.problems.attenuation import HU_RANGE
 from patchflow.uncertainty.intervals import Intervals, coverage, fit_intervals
+from patchflow.uncertainty.noise_level import noise_level
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
@@ -34,7 +36,14 @@ parser.add_argument(
     default=None,
     help="by default fbp, tv, and patchnr if there is its model",
 )
-parser.add_argument("--images", type=int, default=len(slices.REPORTED), help="of each kernel")
+parser.add_argument(
+    "--on",
+    type=int,
+    nargs="*",
+    default=list(slices.REPORTED),
+    help="rows to measure; to choose something take others than the reported ones",
+)
+parser.add_argument("--images", type=int, default=None, help="only the first of them")
 parser.add_argument(
     "--rows",
     type=int,
@@ -43,14 +52,17 @@ parser.add_argument(
     help="to calibrate on; ten are conformal",
 )
 parser.add_argument("--level", type=float, default=0.9)
+parser.add_argument(
+    "--contrast-alone", action="store_true", help="bins do not count the noise level of the scan"
+)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--json", type=Path, default=Path("benchmarks/results/error-bars-ct.json"))
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
-reported = set(arguments.rows) & set(slices.REPORTED)
-if reported:
+measured = set(arguments.rows) & set(arguments.on)
+if measured:
     parser.error(
-        f"--rows {sorted(reported)} are reported; calibrate on others, such as {slices.TUNING}."
+        f"--rows {sorted(measured)} are measured; calibrate on others, such as {slices.TUNING}."
     )
 if arguments.methods is None:
     learned = (arguments.models / "patchnr-lung.safetensors").exists()
@@ -79,6 +91,11 @@ def cases(kernel, rows, seed):
     )
 
 
+def level_of(case):
+    """The noise level at each pixel, unless bins are of contrast alone."""
+    return None if arguments.contrast_alone else noise_level(likelihood, case.y)
+
+
 def summary(told):
     shares = [part["share"] for part in told]
     width, constant = (statistics.mean(part[key] for part in told) for key in ("width", "constant"))
@@ -95,15 +112,19 @@ for name in arguments.methods:
     solve = table.solver(arguments.problem, name, priors[name])
     rows = "-".join(map(str, arguments.rows))
     title = f"{name}, {arguments.problem}, {100 * arguments.level:g} %, rows {rows}"
+    title += ", contrast alone" if arguments.contrast_alone else ""
+    if arguments.on != list(slices.REPORTED):
+        title += f", on {'-'.join(map(str, arguments.on))}"
     result = results.setdefault(title, {})
     if "intervals" not in result:
         known = cases(soft, arguments.rows, 0)
         xs, truths = [solve(case) for case in known], [case.truth for case in known]
-        intervals = fit_intervals(xs, truths, level=arguments.level)
+        noise = None if arguments.contrast_alone else [level_of(case) for case in known]
+        intervals = fit_intervals(xs, truths, noise, level=arguments.level)
         result |= {"intervals": intervals._asdict(), "guarantee": intervals.explain()}
         arguments.json.write_text(json.dumps(results, indent=1))
     intervals = Intervals(**result["intervals"])
-    first, *_ = shown = slices.REPORTED[: arguments.images]
+    first, *_ = shown = arguments.on[: arguments.images]
     groups = [
         (soft, soft, shown, [0]),
         (sharp, sharp, shown, [0]),
@@ -118,7 +139,8 @@ for name in arguments.methods:
                 key = f"{number}, seed {seed}"
                 if key not in told:
                     (case,) = cases(kernel, [number], seed)
-                    told[key] = coverage(intervals, solve(case), case.truth)._asdict()
+                    fares = coverage(intervals, solve(case), case.truth, level_of(case))
+                    told[key] = fares._asdict()
                     arguments.json.write_text(json.dumps(results, indent=1))
         told = [told[f"{number}, seed {seed}"] for seed in seeds for number in numbers]
         print(f"  {label:32} {summary(told)}", flush=True)

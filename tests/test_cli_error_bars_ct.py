@@ -11,6 +11,7 @@ import patchflow as pf
 from dicom_slices import save_slice
 from patchflow.cli import main
 from patchflow.cli.error_bars import Calibration
+from patchflow.cli.scan import ScanFlags, read_scan
 from patchflow.io.dicom import read_series
 from patchflow.io.images import read_stack, write_image
 from patchflow.problems.attenuation import from_hounsfield, to_hounsfield
@@ -18,6 +19,7 @@ from patchflow.problems.blur import Blur, gaussian_kernel
 from patchflow.problems.poisson import PoissonNoise
 from patchflow.problems.signature import differs, signature
 from patchflow.tomography_methods import METHODS, Setting
+from patchflow.uncertainty.noise_level import noise_level
 
 pytest.importorskip("h5py")
 pytest.importorskip("pydicom")
@@ -94,7 +96,8 @@ def test_error_bars_of_slices_hold_for_others_in_both_units(capsys):
         assert len(part["intensities"]) == 10
     # The configuration repeats the run, the noise too.
     assert main(["calibrate", "--config=bars/calibration.yaml", "--output=again"]) == 0
-    assert Calibration.read("again") == Calibration.read("bars")
+    again, bars = (Calibration.read(name, tomography=True) for name in ("again", "bars"))
+    assert again == bars
     run = ["reconstruct", simulated(slices([10, 11])), *CT, "--method=fbp", "--calibration=bars"]
     capsys.readouterr()
     given = ["--truth=new.tif", "--units=hu", "--report=page", "--output=x.tif"]
@@ -110,9 +113,11 @@ def test_error_bars_of_slices_hold_for_others_in_both_units(capsys):
     assert told == f"They cover {100 * share:.1f} % of the true pixels."
     assert f"({float((high - low).mean()):.3g} HU)." in said
     # The ends are those of the fitted intervals, about each slice for itself.
-    intervals = Calibration.read("bars").intervals
+    intervals = Calibration.read("bars", tomography=True).intervals
+    scan = read_scan(run[1], ScanFlags())
     for k in range(2):
-        ends = intervals(from_hounsfield(x[k : k + 1], dither=False))
+        level = noise_level(scan.likelihood, scan.y[k : k + 1])
+        ends = intervals(from_hounsfield(x[k : k + 1], dither=False), level)
         inside = (x[k : k + 1] > -950) & (x[k : k + 1] < 3000)  # nothing was cut off at zero
         for end, values in zip(ends, (low, high), strict=True):
             near = (to_hounsfield(end) - values[k : k + 1]).abs()[inside] < 1
@@ -127,11 +132,54 @@ def test_error_bars_of_slices_hold_for_others_in_both_units(capsys):
         assert torch.allclose(to_hounsfield(normalised), values.float(), atol=0.05)
 
 
+def test_error_bars_go_by_the_dose_behind_what_absorbs(monkeypatch, capsys):
+    """Slices without dense parts to calibrate on, of one dose; a slice whose rays pass a dense spine."""
+    write_image("known.tif", slices(range(3)))
+    assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=bars"]) == 0
+    document = json.loads(Path("bars/calibration.json").read_text())
+    assert document["intervals"]["by_noise"] is True
+    dense = slices([10])
+    dense[..., 34:42, 12:36] = 2800.0
+    y = simulated(dense)
+    run = ["reconstruct", y, *CT, "--method=fbp", "--units=hu", "--truth=new.tif", "-o", "x.tif"]
+
+    def shares(folder):
+        assert main([*run, f"--calibration={folder}"]) == 0
+        ends = [read_stack(f"x{end}.tif", value_range=(-4096, 8192), slack=1) for end in ENDS]
+        low, high = (values * 12288 - 4096 for values in ends)
+        inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        inside[14:30, 10:38] = True
+        covered = (low <= dense) & (dense <= high)
+        return float(covered[0, 0][inside].double().mean()), float(
+            (high - low)[0, 0][inside].mean()
+        )
+
+    by_noise, wide = shares("bars")
+    # Files of before count the contrast alone, as if the noise were alike everywhere.
+    monkeypatch.setattr(
+        "patchflow.cli.calibrate_slices.noise_level", lambda law, y: torch.ones(1, 1, SIZE, SIZE)
+    )
+    assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=old"]) == 0
+    document = json.loads(Path("old/calibration.json").read_text())
+    del document["intervals"]["by_noise"]
+    Path("old/calibration.json").write_text(json.dumps(document))
+    by_contrast, narrow = shares("old")
+    assert "Warning" not in capsys.readouterr().out
+    assert abs(by_noise - 0.9) < 0.08
+    assert by_contrast < 0.82
+    assert narrow < wide
+    # Of computed tomography they are not for images, which is told before the reconstruction.
+    write_image("image.tif", torch.rand(1, 1, SIZE, SIZE))
+    image = ["reconstruct", "image.tif", "--problem=denoising", "--method=tv", "-o", "image-x.tif"]
+    refused(capsys, [*image, "--calibration=bars"], "bars/calibration.json", "tomography")
+    assert not Path("image-x.tif").exists()
+
+
 def test_from_ten_slices_on_they_are_conformal(capsys):
     write_image("known.tif", slices(range(11)))
     assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp"]) == 0
     assert "Conformal over 11 images" in capsys.readouterr().out
-    intervals = Calibration.read("calibration").intervals
+    intervals = Calibration.read("calibration", tomography=True).intervals
     assert intervals.guarantee == "conformal"
     new = slices(range(20, 40))
     run = ["reconstruct", simulated(new), *CT, "--method=fbp", "--calibration=calibration"]

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import patchflow as pf
 from patchflow.errors import InputError
+from patchflow.problems.likelihood import GaussianNoise
+from patchflow.problems.poisson import PoissonNoise
 from patchflow.uncertainty.intervals import coverage, difficulty, fit_intervals
+from patchflow.uncertainty.noise_level import noise_level
 
 
 def pair(seed, side=64, scale=1.0):
@@ -123,6 +127,86 @@ def test_conformal_intervals_cover_each_image_with_the_promised_probability() ->
     assert sum(few) / 120 < 0.75
 
 
+def noisy(seed, dose, side=96):
+    """As :func:`pair`, but the error grows with the noise level, too: along the columns, and with the image's dose."""
+    torch.manual_seed(seed)
+    x = 0.5 + torch.logspace(-2.5, -0.5, side)[:, None] * torch.randn(1, 1, side, side)
+    level = dose * torch.linspace(1, 3, side).expand_as(x)
+    return x, x + 0.3 * difficulty(x) * level * torch.randn(x.shape), level
+
+
+def test_bins_that_count_the_noise_level_hold_for_another_dose() -> None:
+    known = [noisy(seed, dose) for seed, dose in ((0, 1.0), (1, 0.6), (2, 1.4))]
+    xs, truths, levels = map(list, zip(*known, strict=True))
+    by_both = fit_intervals(xs, truths, levels, level=0.9)
+    by_contrast = fit_intervals(xs, truths, level=0.9)
+    assert by_both.by_noise
+    assert not by_contrast.by_noise
+    assert by_both.edges != by_contrast.edges
+    error = math.sqrt(0.09 / 96**2)
+    for seed, dose in ((10, 0.6), (11, 1.0), (12, 1.4)):
+        x, truth, level = noisy(seed, dose)
+        told = coverage(by_both, x, truth, level)
+        assert abs(told.share - 0.9) < 5 * error
+        columns = [sum(row[k] for row in told.regions) / 4 for k in range(4)]
+        assert max(abs(share - 0.9) for share in columns) < 10 * error
+        # Where contrast alone counts, both doses and sides are mistaken.
+        told = coverage(by_contrast, x, truth)
+        columns = [sum(row[k] for row in told.regions) / 4 for k in range(4)]
+        assert max(abs(share - 0.9) for share in columns) > 20 * error
+        assert dose == 1 or abs(told.share - 0.9) > 5 * error
+    # A level of another unit is as good: the bins do not notice.
+    scaled = fit_intervals(xs, truths, [1000 * level for level in levels], level=0.9)
+    np.testing.assert_allclose(scaled.high, by_both.high, rtol=1e-12)
+    # The conformal factor counts it as well.
+    known = [noisy(seed, 1 + 0.02 * seed, 48) for seed in range(10)]
+    xs, truths, levels = map(list, zip(*known, strict=True))
+    conformal = fit_intervals(xs, truths, levels, level=0.9)
+    x, truth, level = noisy(30, 1.1, 48)
+    assert conformal.guarantee == "conformal"
+    assert coverage(conformal, x, truth, level).share > 0.88
+
+
+def test_the_noise_level_is_that_of_the_values_that_see_a_pixel() -> None:
+    torch.manual_seed(0)
+    angles = torch.arange(40, dtype=torch.float64) * math.pi / 40
+    operator = pf.ParallelBeam((20, 20), angles, 21, pixel=0.01)
+    matrix = operator(torch.eye(400).view(400, 1, 20, 20)).view(400, -1).T.numpy()
+    x = torch.zeros(1, 1, 20, 20)
+    x[..., 3:9, 8:14] = 0.8
+    law = pf.Likelihood(operator, PoissonNoise(4096.0, 81.36))
+    y = operator(x)
+    found = noise_level(law, y)
+    assert found.shape == x.shape
+    # Of counts N the logarithm has the variance 1 / N, in units of the attenuation squared.
+    variance = 1 / (81.36**2 * 4096 * np.exp(-81.36 * (matrix @ x.flatten().numpy())))
+    seen = matrix.sum(0)
+    expected = np.sqrt((matrix.T @ variance)[seen > 0] / seen[seen > 0])
+    np.testing.assert_allclose(found.flatten().numpy()[seen > 0], expected, rtol=1e-9)
+    # Noise that is alike everywhere has its own level.
+    even = pf.Likelihood(operator, GaussianNoise(0.03))
+    np.testing.assert_allclose(noise_level(even, y).numpy(), 0.03, rtol=1e-12)
+    # It goes as the deviations of reconstructions of many scans, whose own mean over nearby pixels is noisy.
+    scans = law.simulate(x.expand(1000, -1, -1, -1))
+    spread = operator.initial(scans).std(0)[0]
+    level = found[0, 0]
+    inside = torch.hypot(*torch.meshgrid(*[torch.arange(20) - 9.5] * 2, indexing="ij")) < 8
+    correlation = torch.corrcoef(torch.stack((spread[inside].log(), level[inside].log())))[0, 1]
+    assert float(correlation) > 0.8
+    assert float(level[inside].max() / level[inside].min()) > 1.2
+
+
+def test_pixels_that_nothing_sees_have_the_largest_noise_level() -> None:
+    operator = pf.ParallelBeam((16, 16), torch.tensor([0.0, 0.3]), 4, pixel=0.01)
+    seen = operator.adjoint(torch.ones(1, 1, 2, 4))[0, 0] > 0
+    assert not bool(seen.all())
+    y = torch.linspace(0, 0.02, 8).view(1, 1, 2, 4)
+    level = noise_level(pf.Likelihood(operator, PoissonNoise(100.0, 81.36)), y)[0, 0]
+    assert torch.equal(level[~seen], level[seen].max().expand(int((~seen).sum())))
+    with pytest.raises(InputError, match="not of function with GaussianNoise"):
+        noise_level(pf.Likelihood(lambda x: x.square(), GaussianNoise(0.1)), y)
+
+
 def test_what_cannot_be_calibrated_is_refused() -> None:
     x, truth = pair(0)
     for arguments, level, told in (
@@ -134,3 +218,9 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=told):
             fit_intervals(*arguments, level=level)
+    with pytest.raises(InputError, match="2 noise levels of 1 images"):
+        fit_intervals([x], [truth], [x, x])
+    with pytest.raises(InputError, match="fitted with the noise level at each pixel; give that"):
+        fit_intervals([x], [truth], [x.abs()])(x)
+    with pytest.raises(InputError, match="fitted without the noise level at each pixel; leave it"):
+        fit_intervals([x], [truth])(x, x)

@@ -64,6 +64,6 @@ def calibrate_images(
         if solution.samples is not None:
             checks[path] = check_samples(solution.samples, truth, law.operator.initial(y))
     recipe = Recipe.of(laws[0], solver, settings["prior"], channels)
-    write_calibration(
-        folder, xs, truths, recipe, prior, settings, checked=combined(checks) if checks else None
-    )
+    known = list(zip(xs, truths, strict=True))
+    checked = combined(checks) if checks else None
+    write_calibration(folder, known, recipe, prior, settings, checked=checked)

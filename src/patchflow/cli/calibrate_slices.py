@@ -19,6 +19,7 @@ from patchflow.cli.tomography_methods import Choices, SliceSolver
 from patchflow.papers import leuschner2021_lodopab as lodopab
 from patchflow.problems.attenuation import HU_RANGE
 from patchflow.progress import progress_line
+from patchflow.uncertainty.noise_level import noise_level
 
 
 def calibrate_slices(
@@ -71,8 +72,11 @@ def calibrate_slices(
     for note in convergence(solutions):
         print(note)
     recipe = Recipe.of(scan.likelihood, choices, choices.prior, channels=1)
-    xs = [solution.x for solution in solutions]
-    write_calibration(folder, xs, found.images, recipe, prior, settings, show_difference)
+    known = [
+        (solution.x, truth, noise_level(scan.likelihood, y))
+        for solution, truth, y in zip(solutions, found.images, sinograms, strict=True)
+    ]
+    write_calibration(folder, known, recipe, prior, settings, show_difference)
 
 
 def show_difference(value: float) -> str:

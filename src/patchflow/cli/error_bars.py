@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,18 +124,22 @@ class Calibration:
     checked: Check | None
 
     @classmethod
-    def read(cls, path: str) -> Calibration:
+    def read(cls, path: str, *, tomography: bool = False) -> Calibration:
         """Read the file, or that of a folder.
 
+        Args:
+            path: The file or folder.
+            tomography: Whether it is for computed tomography, where the noise level at each pixel is known.
+
         Raises:
-            InputError: If it is missing or no calibration of images.
+            InputError: If it is missing, no calibration of images, or one of computed tomography for other problems.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         content = read_bytes(str(file), "calibration file")
         try:
             document = json.loads(content)
             novelty, checked = document["novelty"], document["checked"]
-            return cls(
+            found = cls(
                 Intervals(**document["intervals"]),
                 None if novelty is None else Novelty(**novelty),
                 Recipe(
@@ -153,6 +157,12 @@ class Calibration:
             raise InputError(
                 f"{file} is no calibration of images; give the folder that patchflow calibrate IMAGE wrote."
             ) from error
+        if found.intervals.by_noise and not tomography:
+            raise InputError(
+                f"{file} is a calibration of computed tomography, whose error bars go by the noise of a scan; give the "
+                "folder that patchflow calibrate wrote for this problem."
+            )
+        return found
 
     def bars(
         self,
@@ -161,6 +171,7 @@ class Calibration:
         prior: nn.Module | None,
         truth: Tensor | None,
         show: Callable[[float], str] = "{:.4f}".format,
+        noise: Tensor | None = None,
     ) -> Bars:
         """The error bars of a reconstruction, with a warning where it is not what was calibrated.
 
@@ -170,6 +181,7 @@ class Calibration:
             prior: The prior.
             truth: The truth, if it is known.
             show: Writes a difference of values with its unit.
+            noise: Of computed tomography, the noise level at each pixel.
         """
         notes = [self.intervals.explain()]
         wrong = self.recipe.differences(given)
@@ -178,7 +190,10 @@ class Calibration:
                 f"Warning: the error bars were calibrated for another {', '.join(wrong)}; they may be wrong, calibrate "
                 "again."
             )
-        pairs = [self.intervals(image) for image in x.split(1)]
+        levels: Sequence[Tensor | None] = [None] * len(x)
+        if self.intervals.by_noise and noise is not None:
+            levels = noise.split(1)
+        pairs = [self.intervals(*image) for image in zip(x.split(1), levels, strict=True)]
         low, high = (torch.cat(ends) for ends in zip(*pairs, strict=True))
         width = show(float((high - low).mean()))
         notes.append(f"Mean width of the {100 * self.intervals.level:.0f} % intervals: {width}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from patchflow.io.images import fingerprint
 from patchflow.priors.patch import PatchPrior
 from patchflow.report import versions
 from patchflow.uncertainty.image_samples import Check
-from patchflow.uncertainty.intervals import check_images, coverage, fit_intervals
+from patchflow.uncertainty.intervals import Intervals, check_images, coverage, fit_intervals
 from patchflow.uncertainty.novelty import check_rate, fit_novelty
 
-Item = TypeVar("Item")
+# A reconstruction, its truth and, where it varies, the noise level at each pixel.
+Known = tuple[Tensor, ...]
 
 
 def check_known(truths: Sequence[Tensor], settings: Mapping[str, Any]) -> None:
@@ -36,8 +37,8 @@ def check_known(truths: Sequence[Tensor], settings: Mapping[str, Any]) -> None:
         InputError: If they are too small or too few, or a flag is out of range.
     """
     check_rate(truths, settings["false_alarms"])
-    for _, judges, _, _, _ in _crosses(truths, truths):
-        check_images(_mixed(judges), settings["level"])
+    for _, judges, _ in _crosses([(truth, truth) for truth in truths]):
+        check_images([truth for _, truth in _mixed(judges)], settings["level"])
 
 
 def refuse_learned(
@@ -74,8 +75,7 @@ def refuse_learned(
 
 def write_calibration(
     folder: Path,
-    xs: Sequence[Tensor],
-    truths: Sequence[Tensor],
+    images: Sequence[Known],
     recipe: Recipe,
     prior: nn.Module | None,
     settings: Mapping[str, Any],
@@ -86,8 +86,7 @@ def write_calibration(
 
     Args:
         folder: The folder.
-        xs: The reconstructions.
-        truths: The images.
+        images: Of each image the reconstruction, the truth and, where it varies, the noise level at each pixel.
         recipe: How they were measured and reconstructed.
         prior: The prior.
         settings: All flags of the command.
@@ -95,14 +94,11 @@ def write_calibration(
         checked: How samples fared.
     """
     level = settings["level"]
-    intervals = fit_intervals(_mixed(xs), _mixed(truths), level=level)
+    intervals = _fit(images, level)
     novelty = None
     if isinstance(prior, PatchPrior):
-        novelty = fit_novelty(prior, xs, rate=settings["false_alarms"])
-    told = {
-        name: coverage(fit_intervals(_mixed(others), _mixed(known), level=level), x, truth)
-        for name, others, known, x, truth in _crosses(xs, truths)
-    }
+        novelty = fit_novelty(prior, [x for x, *_ in images], rate=settings["false_alarms"])
+    told = {name: coverage(_fit(others, level), *image) for name, others, image in _crosses(images)}
     document = {
         "intervals": intervals._asdict(),
         "novelty": None if novelty is None else novelty._asdict(),
@@ -125,24 +121,28 @@ def write_calibration(
     print(f"{intervals.explain()}\n{folder / FILE}")
 
 
-def _mixed(images: Sequence[Item]) -> list[Item]:
+def _fit(images: Sequence[Known], level: float) -> Intervals:
+    return fit_intervals(*(list(parts) for parts in zip(*_mixed(images), strict=True)), level=level)
+
+
+def _mixed(images: Sequence[Known]) -> list[Known]:
     """In another order, always the same one: neighbouring slices shall not all serve the same end."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu")
     return [images[k] for k in order.tolist()]
 
 
-def _crosses(
-    xs: Sequence[Tensor], truths: Sequence[Tensor]
-) -> list[tuple[str, list[Tensor], list[Tensor], Tensor, Tensor]]:
-    """Each image, or half of the only one, after the reconstructions and truths of the others that judge it."""
-    if len(xs) == 1:
-        half = xs[0].shape[-2] // 2
+def _crosses(images: Sequence[Known]) -> list[tuple[str, list[Known], Known]]:
+    """Each image, or half of the only one, after the others that judge it."""
+    if len(images) == 1:
+        half = images[0][0].shape[-2] // 2
         names = ["upper half by the lower", "lower half by the upper"]
-        xs = [xs[0][..., :half, :], xs[0][..., half:, :]]
-        truths = [truths[0][..., :half, :], truths[0][..., half:, :]]
+        images = [
+            tuple(part[..., rows, :] for part in images[0])
+            for rows in (slice(half), slice(half, None))
+        ]
     else:
-        names = [f"image {k + 1} by the others" for k in range(len(xs))]
+        names = [f"image {k + 1} by the others" for k in range(len(images))]
     return [
-        (name, [*xs[:k], *xs[k + 1 :]], [*truths[:k], *truths[k + 1 :]], xs[k], truths[k])
-        for k, name in enumerate(names)
+        (name, [*images[:k], *images[k + 1 :]], image)
+        for k, (name, image) in enumerate(zip(names, images, strict=True))
     ]

@@ -26,6 +26,7 @@ from patchflow.io.images import write_image
 from patchflow.metrics import psnr
 from patchflow.problems.attenuation import MU_MAX, to_hounsfield
 from patchflow.problems.poisson import PoissonNoise
+from patchflow.uncertainty.noise_level import noise_level
 
 
 def reconstruct_ct(
@@ -54,7 +55,9 @@ def reconstruct_ct(
         InputError: If something given cannot be used.
     """
     target = Path("reconstruction.tif" if output is None else output)
-    calibrated = None if choices.calibration is None else Calibration.read(choices.calibration)
+    calibrated = None
+    if choices.calibration is not None:
+        calibrated = Calibration.read(choices.calibration, tomography=True)
     for path in (target, *(() if calibrated is None else _ends(target))):
         _check_target(path, choices.template)
     start(seed, threads)
@@ -103,7 +106,8 @@ def reconstruct_ct(
     bars = None
     if calibrated is not None:
         recipe = Recipe.of(scan.likelihood, choices, choices.prior, channels=1)
-        bars = calibrated.bars(recipe, x, prior, truth, show_difference)
+        noise = noise_level(scan.likelihood, y)
+        bars = calibrated.bars(recipe, x, prior, truth, show_difference, noise)
         level = f"{100 * calibrated.intervals.level:.0f} %"
         for path, end, name in zip(
             _ends(target), (bars.low, bars.high), ("low", "high"), strict=True

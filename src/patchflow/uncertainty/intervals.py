@@ -1,7 +1,9 @@
 r"""Error bars of the pixels of a reconstruction, calibrated on images whose truth is known.
 
-A *difficulty* is predicted for each pixel from the reconstruction alone: its local standard deviation. Pixels of
-calibration images are sorted into bins of difficulty; in each bin, the interval runs between quantiles of the errors,
+A *difficulty* is predicted for each pixel: the local standard deviation of the reconstruction, times the level of the
+measurement's noise at the pixel where that varies, as it does with the dose behind an object
+(:func:`patchflow.uncertainty.noise_level.noise_level`). Pixels of calibration images are sorted into bins of
+difficulty; in each bin, the interval runs between quantiles of the errors,
 
 .. math:: [x_i + q_{(1 - p)/2}(b_i),\ x_i + q_{(1 + p)/2}(b_i)],
 
@@ -52,6 +54,7 @@ class Intervals(NamedTuple):
         factor: The intervals are this much wider than between the quantiles; 1 unless conformal.
         images: Number of calibration images.
         guarantee: ``"empirical"`` or ``"conformal"``.
+        by_noise: Whether difficulties count the level of the measurement's noise.
     """
 
     level: float
@@ -61,10 +64,25 @@ class Intervals(NamedTuple):
     factor: float
     images: int
     guarantee: str
+    by_noise: bool = False
 
-    def __call__(self, x: Image) -> tuple[Image, Image]:
-        """The lower and the upper ends for a reconstruction."""
-        bins = self._bins(x)
+    def __call__(self, x: Image, noise: Image | None = None) -> tuple[Image, Image]:
+        """The lower and the upper ends for a reconstruction.
+
+        Args:
+            x: The reconstruction.
+            noise: The level of its measurement's noise at each pixel, if the intervals were fitted with such levels.
+
+        Raises:
+            InputError: If the level is missing, or nothing is known of how errors depend on it.
+        """
+        if self.by_noise != (noise is not None):
+            remedy = "give that of this image" if self.by_noise else "leave it out"
+            raise InputError(
+                f"The intervals were fitted {'with' if self.by_noise else 'without'} the noise level at each pixel; "
+                f"{remedy}, or calibrate again."
+            )
+        bins = torch.bucketize(difficulty(x, noise), torch.tensor(self.edges).to(x))
         low, high = (torch.tensor(ends).to(x)[bins] for ends in (self.low, self.high))
         middle, half = (low + high) / 2, (high - low) / 2
         return x + middle - self.factor * half, x + middle + self.factor * half
@@ -82,9 +100,6 @@ class Intervals(NamedTuple):
             f"Empirical, not conformal: {share} of the pixels of {count} with known truth lie in their intervals; that "
             "holds as well for images like them, without a guarantee."
         )
-
-    def _bins(self, x: Image) -> Tensor:
-        return torch.bucketize(difficulty(x), torch.tensor(self.edges).to(x))
 
 
 class Coverage(NamedTuple):
@@ -106,8 +121,13 @@ class Coverage(NamedTuple):
     intensities: list[float]
 
 
-def difficulty(x: Image) -> Image:
-    """The standard deviation in a window around each pixel, over all channels: one number for a pixel's channels."""
+def difficulty(x: Image, noise: Image | None = None) -> Image:
+    """The standard deviation in a window around each pixel, over all channels: one number for a pixel's channels.
+
+    Args:
+        x: The reconstruction.
+        noise: The level of its measurement's noise at each pixel, by which to multiply; in any unit.
+    """
     margin = [_WINDOW // 2] * 4
     # In double precision: the difference of two means of squares cancels.
     wide = functional.pad(x.double(), margin, mode="reflect")
@@ -115,39 +135,48 @@ def difficulty(x: Image) -> Image:
         functional.avg_pool2d(values, _WINDOW, stride=1) for values in (wide, wide.square())
     )
     variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
-    return variance.sqrt().to(x.dtype).expand_as(x)
+    spread = variance.sqrt().to(x.dtype).expand_as(x)
+    return spread if noise is None else spread * noise
 
 
 def fit_intervals(
-    reconstructions: Sequence[Tensor], truths: Sequence[Tensor], *, level: float = 0.9
+    reconstructions: Sequence[Tensor],
+    truths: Sequence[Tensor],
+    noise: Sequence[Tensor] | None = None,
+    *,
+    level: float = 0.9,
 ) -> Intervals:
     """Fit intervals to images with known truth; conformal if there are enough of them.
 
     Args:
         reconstructions: What was made of their measurements, each (1, channels, height, width).
         truths: The images.
+        noise: Of each, the level of its measurement's noise at each pixel, where that varies, each
+            (1, 1, height, width).
         level: The share of the pixels to cover, in (0, 1).
 
     Raises:
         InputError: If the level is no share, numbers or sizes differ, or there are too few pixels.
     """
     check_images(truths, level)
-    if len(reconstructions) != len(truths):
-        raise InputError(
-            f"Got {len(reconstructions)} reconstructions of {len(truths)} images; give one of each image."
-        )
+    for name, others in (("reconstructions", reconstructions), ("noise levels", noise)):
+        if others is not None and len(others) != len(truths):
+            raise InputError(
+                f"Got {len(others)} {name} of {len(truths)} images; give one of each image."
+            )
     for x, truth in zip(reconstructions, truths, strict=True):
         if x.shape != truth.shape:
             raise InputError(
                 f"A reconstruction has the shape {tuple(x.shape)}, its truth {tuple(truth.shape)}; give the images "
                 "that were measured."
             )
+    levels = [None] * len(truths) if noise is None else list(noise)
+    known = list(zip(reconstructions, truths, levels, strict=True))
     count = _for_bins(len(truths), level)
-    intervals = _fit_bins(reconstructions[:count], truths[:count], level)
-    rest = list(zip(reconstructions[count:], truths[count:], strict=True))
-    if not rest:
+    intervals = _fit_bins(known[:count], level)
+    if not known[count:]:
         return intervals
-    factors = sorted(_factor(intervals, x, truth) for x, truth in rest)
+    factors = sorted(_factor(intervals, *image) for image in known[count:])
     chosen = factors[math.ceil((len(factors) + 1) * level - 1e-9) - 1]
     return intervals._replace(factor=chosen, images=len(truths), guarantee="conformal")
 
@@ -182,15 +211,16 @@ def _for_bins(images: int, level: float) -> int:
     return min(images - least, max(1, images // 2)) if images > least else images
 
 
-def coverage(intervals: Intervals, x: Image, truth: Image) -> Coverage:
+def coverage(intervals: Intervals, x: Image, truth: Image, noise: Image | None = None) -> Coverage:
     """Measure the coverage of an image with known truth.
 
     Args:
         intervals: Fitted on other images.
         x: The reconstruction.
         truth: The truth.
+        noise: The level of the noise, as of :class:`Intervals`.
     """
-    low, high = intervals(x)
+    low, high = intervals(x, noise)
     covered = ((low <= truth) & (truth <= high)).to(x).mean(1, keepdim=True)
     share = float(covered.mean())
     error = (truth - x).flatten()
@@ -206,9 +236,10 @@ def coverage(intervals: Intervals, x: Image, truth: Image) -> Coverage:
     )
 
 
-def _fit_bins(xs: Sequence[Tensor], truths: Sequence[Tensor], level: float) -> Intervals:
-    errors = torch.cat([(truth - x).flatten() for x, truth in zip(xs, truths, strict=True)])
-    hardness = torch.cat([difficulty(x).flatten() for x in xs])
+def _fit_bins(known: Sequence[tuple[Tensor, Tensor, Tensor | None]], level: float) -> Intervals:
+    """Fit bins to reconstructions, truths and noise levels."""
+    errors = torch.cat([(truth - x).flatten() for x, truth, _ in known])
+    hardness = torch.cat([difficulty(x, noise).flatten() for x, _, noise in known])
     bins = min(_BINS, len(errors) // LEAST)
     ends = [part[-1] for part in hardness.sort().values.tensor_split(bins)[:-1]]
     # Where many pixels are alike, as in flat images, there are fewer bins.
@@ -224,8 +255,9 @@ def _fit_bins(xs: Sequence[Tensor], truths: Sequence[Tensor], level: float) -> I
         quantiles[:, 0].tolist(),
         quantiles[:, 1].tolist(),
         1.0,
-        len(xs),
+        len(known),
         "empirical",
+        known[0][2] is not None,
     )
 
 
@@ -238,9 +270,9 @@ def _quantile(values: Tensor, shares: Tensor) -> Tensor:
     return ordered[below].lerp(ordered[above], places - below)
 
 
-def _factor(intervals: Intervals, x: Image, truth: Image) -> float:
+def _factor(intervals: Intervals, x: Image, truth: Image, noise: Image | None) -> float:
     """The smallest factor about the middles that covers the share of an image's pixels."""
-    low, high = intervals(x)
+    low, high = intervals(x, noise)
     half = ((high - low) / 2).clamp_min(torch.finfo(x.dtype).tiny)
     needed = ((truth - (low + high) / 2).abs() / half).flatten().sort().values
     return float(needed[math.ceil(intervals.level * len(needed)) - 1])
