@@ -14,7 +14,7 @@ from patchflow.io.images import read_image, write_image
 from patchflow.numerics.patches import hold_out
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.blur import Blur, gaussian_kernel
-from patchflow.uncertainty.novelty import fit_novelty, novelty_record, read_novelty
+from patchflow.uncertainty.novelty import fit_novelty, novel_shares, novelty_record, read_novelty
 
 SIDE, SIZE, RATE = 160, 5, 0.02
 TRAIN = ["--components=3", f"--size={SIZE}", f"--false-alarms={RATE}", "--threads=1"]
@@ -47,7 +47,7 @@ def model(trained, as_users_do):
 
 
 def shares(prior, novelty, image):
-    return [float(part.float().mean()) for part in novelty(prior.nll_map(image))]
+    return novel_shares(novelty(prior.nll_map(image)))
 
 
 def refused(capsys, arguments, told):
@@ -81,8 +81,8 @@ def test_thresholds_of_a_training_are_kept_and_hold(trained, model):
     foreign = texture(3)
     torch.manual_seed(4)
     foreign[..., 40:100, 40:100] = (0.5 + 0.1 * torch.randn(60, 60)).clamp(0, 1)
-    _, surprising = novelty(prior.nll_map(foreign))
-    assert float(surprising[..., 44:96, 44:96].float().mean()) > 0.95
+    found = novelty(prior.nll_map(foreign))
+    assert float((found == 1)[..., 44:96, 44:96].float().mean()) > 0.95
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_report_shows_what_is_foreign(trained, model, capsys):
         assert noted(capsys.readouterr().out) == noted(page)
         assert "read the second share with care" in page
         written = {path.name for path in Path("page").iterdir()}
-        assert {"patch-negative-log-likelihood.png", "novelty.png", "surprise.png"} <= written
+        assert {"patch-negative-log-likelihood.png", "novelty.png"} <= written
     # The square is 14 % of the image.
     assert surprised["known"] < 100 * RATE
     assert surprised["foreign"] > 10

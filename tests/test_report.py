@@ -314,11 +314,24 @@ def test_the_colours_of_a_map_reach_its_few_high_values(monkeypatch, marked, end
     assert drawn[0].axes[0].images[0].get_clim() == pytest.approx((0.0, ends))
 
 
-@pytest.mark.parametrize(("values", "axes"), [(np.eye(9) > 0, 1), (np.eye(9), 2)])
-def test_only_maps_of_numbers_have_a_colour_bar(monkeypatch, values, axes):
+def test_maps_of_signs_have_three_colours_and_a_legend(monkeypatch):
     drawn, drawing = [], figures._drawing
     monkeypatch.setattr(
         figures, "_drawing", lambda draw: drawn.append(draw("black")) or drawing(draw)
     )
-    figures.draw_map(values, "viridis", from_zero=True)
-    assert len(drawn[0].axes) == axes
+    # The colours are those of the signs, also where one of them is missing.
+    for values in (np.eye(9, dtype=np.int32) - np.eye(9, dtype=np.int32)[::-1], np.zeros((9, 9))):
+        figures.draw_signs(values, ("less", "same", "more"))
+        figure = drawn.pop()
+        drawn.clear()
+        (axes,) = figure.axes
+        (legend,) = figure.legends
+        named = {
+            text.get_text(): patch.get_facecolor()
+            for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)
+        }
+        assert list(named) == ["less", "same", "more"]
+        assert len(set(named.values())) == 3
+        for sign, name in ((-1, "less"), (0, "same"), (1, "more")):
+            image = axes.images[0]
+            assert image.cmap(image.norm(sign)) == named[name]

@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from patchflow.errors import InputError
 from patchflow.panels import (
@@ -28,6 +28,8 @@ from patchflow.panels import (
 
 ACCENT = "#e8590c"
 _COLOURS = (ACCENT, "#1c7ed6", "#2f9e44", "#9c36b5", "#f08c00", "#868e96")
+# Of maps of -1, 0 and 1.
+_SIGNS = ("#1c7ed6", "#ced4da", ACCENT)
 
 
 class Curve(NamedTuple):
@@ -128,12 +130,11 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
     """A map of values in false colours; what is not finite stays blank.
 
     Args:
-        values: The values, (height, width); of true and false there is no colour bar.
+        values: The values, (height, width).
         colours: The name of a matplotlib colour map.
         from_zero: Whether the colours begin at 0, or at the 0.5th percentile; they end at the
             99.5th, or at the largest value where fewer pixels are above the lowest colour.
     """
-    measured = values.dtype != np.bool_
     values = values.astype(np.float32, copy=False)
     finite = values[np.isfinite(values)]
     finite = finite if finite.size else np.zeros(1, np.float32)
@@ -142,23 +143,51 @@ def draw_map(values: np.ndarray, colours: str, *, from_zero: bool) -> Drawing:
     high = high if high > low else max(float(finite.max()), low + 1e-9)
 
     def draw(ink: str) -> Figure:
-        aspect = values.shape[0] / values.shape[1]
-        figure = Figure(
-            figsize=(6.4, min(max(5.2 * aspect, 1.5), 9) + 0.3), dpi=130, layout="constrained"
-        )
-        axes = figure.add_subplot()
+        figure, axes = _map_axes(values)
         colour_map: Colormap = matplotlib.colormaps[colours]
         picture = axes.imshow(values, cmap=colour_map, vmin=low, vmax=high, interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        if measured:
-            ends = "max" if from_zero else "both"
-            bar = figure.colorbar(picture, ax=axes, shrink=0.9, extend=ends)
-            bar.ax.tick_params(colors=ink)
-            bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        ends = "max" if from_zero else "both"
+        bar = figure.colorbar(picture, ax=axes, shrink=0.9, extend=ends)
+        bar.ax.tick_params(colors=ink)
+        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         return figure
 
     return _drawing(draw)
+
+
+def draw_signs(values: np.ndarray, names: tuple[str, str, str]) -> Drawing:
+    """A map of -1, 0 and 1 in three colours with a legend.
+
+    Args:
+        values: The values, (height, width).
+        names: What -1, 0 and 1 are.
+    """
+
+    def draw(ink: str) -> Figure:
+        figure, axes = _map_axes(values)
+        colours = ListedColormap(_SIGNS)
+        axes.imshow(values, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+        figure.legend(
+            handles=[Patch(color=c, label=n) for c, n in zip(_SIGNS, names, strict=True)],
+            loc="outside upper left",
+            ncols=3,
+            frameon=False,
+            labelcolor=ink,
+        )
+        return figure
+
+    return _drawing(draw)
+
+
+def _map_axes(values: np.ndarray) -> tuple[Figure, Axes]:
+    aspect = values.shape[0] / values.shape[1]
+    figure = Figure(
+        figsize=(6.4, min(max(5.2 * aspect, 1.5), 9) + 0.3), dpi=130, layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return figure, axes
 
 
 def draw_curves(curves: Sequence[Curve]) -> Drawing:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchflow.figures import Curve, Drawing, draw_curves, draw_map, figure_grid
+from patchflow.figures import Curve, Drawing, draw_curves, draw_map, draw_signs, figure_grid
 from patchflow.io.atomic import write_bytes, write_text
 from patchflow.io.checkpoint import library_version
 from patchflow.panels import (
@@ -82,8 +82,7 @@ class Report:
         profiles: Values along a line through the images.
         nll_map: Negative log-likelihood of the patch around each pixel, (height, width), in nats.
         width: The width of the error bar of each pixel, in the units of the images.
-        alarm: The pixels that are unlike a reference, on either side.
-        surprising: Those of them that the prior is surprised at.
+        novelty: The pixels that are unlike a reference: 1 where they are more surprising, -1 where smoother, else 0.
         std_map: Standard deviation of the samples at each pixel, (height, width).
         components: The component of a mixture that each patch belongs to, (rows, columns).
         zoom: The region shown enlarged; by default the busiest one of the reconstruction.
@@ -110,8 +109,7 @@ class Report:
     profiles: Sequence[Curve] = ()
     nll_map: Float[Tensor, "height width"] | None = None
     width: Float[Tensor, "height width"] | None = None
-    alarm: Bool[Tensor, "height width"] | None = None
-    surprising: Bool[Tensor, "height width"] | None = None
+    novelty: Int[Tensor, "height width"] | None = None
     std_map: Float[Tensor, "height width"] | None = None
     components: Float[Tensor, "rows columns"] | None = None
     zoom: Region | None = None
@@ -257,8 +255,6 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         ),
         ("standard deviation", "of the samples", report.std_map, _ERROR_MAP, True),
         ("width of the error bars", f"of pixels{unit}", report.width, _ERROR_MAP, True),
-        ("novelty", "bright: unlike the reference, or smoother", report.alarm, _NLL_MAP, True),
-        ("surprise", "bright: unlike, not smoother", report.surprising, _NLL_MAP, True),
         (
             "components",
             "of the mixture, that each patch belongs to: similar colours mean nothing",
@@ -270,6 +266,9 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
         if values is not None:
             drawing = draw_map(values.detach().cpu().numpy(), colours, from_zero=from_zero)
             figures.append(_drawn(label, caption, drawing, pictures))
+    if report.novelty is not None:
+        drawing = draw_signs(report.novelty.cpu().numpy(), ("smoother", "as known", "surprising"))
+        figures.append(_drawn("novelty", "what the prior does not know", drawing, pictures))
     return figures
 
 

@@ -20,7 +20,7 @@ from patchflow.problems.likelihood import Likelihood
 from patchflow.problems.signature import disagreements, signature
 from patchflow.uncertainty.image_samples import Check
 from patchflow.uncertainty.intervals import Intervals
-from patchflow.uncertainty.novelty import Novelty
+from patchflow.uncertainty.novelty import Novelty, novel_shares
 
 FILE = "calibration.json"
 
@@ -31,13 +31,13 @@ class Bars(NamedTuple):
     Attributes:
         low: The lower ends.
         high: The upper ends.
-        alarm: The pixels that the prior is wrong about, if it is one of patches.
+        novelty: The novelty map, if the prior is one of patches.
         notes: What there is to say about them.
     """
 
     low: Tensor
     high: Tensor
-    alarm: Tensor | None
+    novelty: Tensor | None
     notes: list[str]
 
 
@@ -200,13 +200,13 @@ class Calibration:
         if truth is not None:
             share = float(((low <= truth) & (truth <= high)).to(x).mean())
             notes.append(f"They cover {100 * share:.1f} % of the true pixels.")
-        alarm = None
+        novelty = None
         if self.novelty is not None and isinstance(prior, PatchPrior):
-            smooth, surprising = self.novelty(prior.nll_map(x))
-            alarm = smooth | surprising
+            novelty = self.novelty(prior.nll_map(x))
+            surprising, smooth = novel_shares(novelty)
             notes.append(
-                f"Unlike the calibration images: {100 * float(surprising.to(x).mean()):.2f} % of the pixels surprise "
-                f"the prior, {100 * float(smooth.to(x).mean()):.2f} % are smoother than it knows; of images like them "
+                f"Unlike the calibration images: {100 * surprising:.2f} % of the pixels surprise "
+                f"the prior, {100 * smooth:.2f} % are smoother than it knows; of images like them "
                 f"{100 * self.novelty.rate:g} % raise this alarm in all."
             )
-        return Bars(low, high, alarm, notes)
+        return Bars(low, high, novelty, notes)

@@ -85,8 +85,7 @@ def image_report(
             else None
         ),
         width=None if bars is None else (bars.high - bars.low)[0].mean(0),
-        alarm=finding.alarm,
-        surprising=finding.surprising,
+        novelty=finding.novelty,
         seed=int(str(settings["seed"])),
         timings={"reconstruction": seconds},
         settings={key: value for key, value in settings.items() if value is not None},

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchflow import models
 from patchflow.errors import InputError
 from patchflow.priors.patch import PatchPrior
-from patchflow.uncertainty.novelty import Novelty, has_density, read_novelty
+from patchflow.uncertainty.novelty import Novelty, has_density, novel_shares, read_novelty
 
 _KINDS = "patch-nr, epll, student-t or patch-vae"
 
@@ -20,14 +20,12 @@ class Finding(NamedTuple):
 
     Attributes:
         nll_map: The energy of the patches around each pixel in nats, (height, width).
-        alarm: The pixels that are unlike the reference, on either side.
-        surprising: Those of them that are more surprising.
+        novelty: The novelty map, (height, width), see :class:`patchflow.uncertainty.novelty.Novelty`.
         notes: What there is to say about them.
     """
 
     nll_map: Tensor | None
-    alarm: Tensor | None
-    surprising: Tensor | None
+    novelty: Tensor | None
     notes: list[str]
 
 
@@ -104,16 +102,15 @@ class Watch:
 
         Args:
             x: The reconstructions (batch, channels, height, width).
-            calibrated: The alarms by the thresholds of a calibration, which come first.
+            calibrated: The novelty map by the thresholds of a calibration, which come first.
         """
         energies = None if self.prior is None else self.prior.nll_map(x[:1])
         nll_map = None if energies is None else energies[0, 0]
         if calibrated is not None:
-            return Finding(nll_map, calibrated[0, 0], None, [])
+            return Finding(nll_map, calibrated[0, 0], [])
         if energies is None or not has_density(self.prior):
             return Finding(
                 nll_map,
-                None,
                 None,
                 [
                     "No novelty map can be drawn, as the method has no density of patches; --novelty MODEL, a model of "
@@ -124,18 +121,17 @@ class Watch:
             return Finding(
                 nll_map,
                 None,
-                None,
                 [
                     f"No novelty map can be drawn, as {self.path} has no thresholds; train it again with images held "
                     "out, or give --calibration."
                 ],
             )
-        smooth, surprising = self.novelty(energies)
-        shares = [f"{100 * float(part.to(x).mean()):.2f} %" for part in (surprising, smooth)]
+        found = self.novelty(energies)
+        surprising, smooth = novel_shares(found)
         note = (
-            f"Novelty by {self.path}: {shares[0]} of the pixels surprise the prior, {shares[1]} are smoother than it "
-            f"knows; of the true images held out in its training {100 * self.novelty.rate:g} % raise this alarm. "
-            "Without a calibration these true images are the reference, and reconstructions are smoother: read the "
-            "second share with care."
+            f"Novelty by {self.path}: {100 * surprising:.2f} % of the pixels surprise the prior, {100 * smooth:.2f} % "
+            f"are smoother than it knows; of the true images held out in its training {100 * self.novelty.rate:g} % "
+            "raise this alarm. Without a calibration these true images are the reference, and reconstructions are "
+            "smoother: read the second share with care."
         )
-        return Finding(nll_map, (smooth | surprising)[0, 0], surprising[0, 0], [note])
+        return Finding(nll_map, found[0, 0], [note])

@@ -267,7 +267,7 @@ def reconstruct(
         print(*bars.notes, sep="\n")
         notes += bars.notes
     if report is not None:
-        finding = watch.find(solution.x, None if bars is None else bars.alarm)
+        finding = watch.find(solution.x, None if bars is None else bars.novelty)
         shown = image_report(
             settings, y, init, solution, x_true, loaded, notes, seconds, bars, finding
         )

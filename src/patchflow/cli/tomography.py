@@ -116,7 +116,7 @@ def reconstruct_ct(
         print(*bars.notes, sep="\n")
         notes += bars.notes
     if choices.report is not None:
-        finding = watch.find(x, None if bars is None else bars.alarm)
+        finding = watch.find(x, None if bars is None else bars.novelty)
         print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
         page = write_tomography_report(
             choices.report,

@@ -126,8 +126,7 @@ def write_tomography_report(
                 for name, image in ((method, x), *known, *compared)
             ],
             nll_map=finding.nll_map,
-            alarm=finding.alarm,
-            surprising=finding.surprising,
+            novelty=finding.novelty,
             width=None if bars is None else HU_RANGE * (bars.high - bars.low)[0, 0],
             seed=int(str(settings["seed"])),
             timings={"reconstruction": seconds},

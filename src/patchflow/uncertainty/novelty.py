@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchflow.energy import Density
@@ -49,9 +49,19 @@ class Novelty(NamedTuple):
 
     def __call__(
         self, nll_map: Float[Tensor, "batch 1 height width"]
-    ) -> tuple[Bool[Tensor, "batch 1 height width"], Bool[Tensor, "batch 1 height width"]]:
-        """The pixels that are too smooth, and those that are too surprising."""
-        return nll_map < self.low, nll_map > self.high
+    ) -> Int[Tensor, "batch 1 height width"]:
+        """The novelty map: 1 where a pixel is more surprising than the reference, -1 where it is smoother, else 0."""
+        return (nll_map > self.high).int() - (nll_map < self.low).int()
+
+
+def novel_shares(novelty: Int[Tensor, "*shape"]) -> tuple[float, float]:
+    """The shares of the pixels that are more surprising than the reference, and that are smoother.
+
+    Args:
+        novelty: The novelty map.
+    """
+    surprising, smooth = ((novelty == sign).double().mean() for sign in (1, -1))
+    return float(surprising), float(smooth)
 
 
 def fit_novelty(prior: PatchPrior, references: Sequence[Tensor], *, rate: float = 0.01) -> Novelty:
