@@ -16,10 +16,12 @@ from patchflow.image_models import SingleImage
 from patchflow.io.images import write_image
 from patchflow.learn import learn_patches
 from patchflow.learn_denoiser import learn_denoiser
+from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.problems.operator import Identity
 from patchflow.problems.signature import signature
 from patchflow.reconstruct import single_image
+from patchflow.uncertainty.novelty import novelty_record
 
 SIDE, NOISE = 64, 0.1
 DENOISING = ["--problem=denoising", f"--noise={NOISE}"]
@@ -203,6 +205,27 @@ def test_automatic_choice_says_why(here, capsys):
 
     run("--method=auto", "-o", "a.tif")
     assert "needs no model" in chosen(capsys)
+
+
+def test_automatic_choice_shows_the_novelty_map_of_a_density_in_the_folder(here, capsys):
+    shutil.copytree("models", "known")
+    flow = models.load("known/flow.safetensors", PatchPrior)
+    record = novelty_record(flow, [texture(5)], rate=0.02)
+    models.save("known/flow.safetensors", flow, images=[texture(0)], training=record)
+    run("--method=auto", "--prior=known", "--report=shown", "-o", "a.tif")
+    told = capsys.readouterr().out
+    assert "Method single-image" in told
+    assert "Novelty by known/flow.safetensors" in told
+    assert Path("shown/novelty.png").exists()
+    # The configuration repeats it, and without a report there is none to show.
+    assert main(["reconstruct", "--config=a.yaml", "--report=again"]) == 0
+    assert Path("again/novelty.png").read_bytes() == Path("shown/novelty.png").read_bytes()
+    run("--method=auto", "--prior=known", "-o", "a.tif")
+    assert yaml.safe_load(Path("a.yaml").read_text()).get("novelty") is None
+    # A density for other images is passed over.
+    models.save("known/flow.safetensors", models.patch_nr(size=4, hidden=8, layers=1, channels=3))
+    run("--method=auto", "--prior=known", "--report=colour", "-o", "a.tif")
+    assert "No novelty map can be drawn" in capsys.readouterr().out
 
 
 def test_automatic_choice_passes_models_that_it_does_not_know_or_cannot_read(here, capsys):

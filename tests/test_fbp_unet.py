@@ -489,8 +489,10 @@ class TestCommandLine:
         one, other = (pf.read_stack(path, slack=1.0) for path in ("auto.tif", "x.tif"))
         assert torch.equal(one, other)
         pf.save("nr.safetensors", pf.patch_nr(size=3, layers=1, hidden=4))
-        assert main([*auto[:-1], "--prior=.", "-o", "auto.tif"]) == 0
-        assert "it was trained for this very scan" in capsys.readouterr().out
+        assert main([*auto[:-1], "--prior=.", "--report=page", "-o", "auto.tif"]) == 0
+        told = capsys.readouterr().out
+        assert "it was trained for this very scan" in told
+        assert "No novelty map can be drawn, as nr.safetensors has no thresholds" in told
         Path("nr.safetensors").unlink()
         other = [word.replace("y.h5", "z.h5") for word in auto]
         scan = ["--angles=24", *self.SCAN[1:]]

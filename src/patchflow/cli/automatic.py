@@ -35,20 +35,35 @@ _ORDER: dict[str, ImageMethod] = {
     "drunet": "dpir",
 }
 _FOR_SAMPLES: dict[str, ImageMethod] = {"drunet": "dpir", "patch_nr": "patchnr"}
-# Of CT scans.
-_OF_SCANS: dict[str, ImageMethod] = {"patch_nr": "patchnr", "epll": "epll"}
-_KINDS = {*_ORDER, *_FOR_SAMPLES, *_OF_SCANS, "single_scan"}
+# Densities of patches: for any CT scan, and for the novelty map beside another method.
+_DENSITIES: dict[str, ImageMethod] = {"patch_nr": "patchnr", "epll": "epll"}
+_KINDS = {*_ORDER, *_FOR_SAMPLES, *_DENSITIES, "single_scan"}
 # Evaluations of the prior that a reconstruction takes.
 _EVALUATIONS = {"patchnr": 400, "epll": 40}
 
 
 class Choice(NamedTuple):
-    """A method, its model file, why it was chosen, and the networks that it starts at, if any."""
+    """What was chosen.
+
+    Attributes:
+        method: The method.
+        prior: Its model file.
+        reason: Why.
+        start: The networks that it starts at, if any.
+        novelty: The density of patches whose novelty map the report shows; None for that of the method itself.
+    """
 
     method: ImageMethod
     prior: str | None
     reason: str
     start: str | None = None
+    novelty: str | None = None
+
+    def adopt(self, settings: dict[str, object]) -> tuple[ImageMethod, str | None, list[str]]:
+        """Write it into the settings of the command, whose configuration then repeats it, and say it."""
+        settings |= {"method": self.method, "prior": self.prior, "budget": None}
+        told = f"Method {self.method}" + (f" with {self.prior}" if self.prior else "")
+        return self.method, self.prior, [f"{told}, chosen automatically: {self.reason}."]
 
 
 def choose_method(
@@ -76,11 +91,17 @@ def choose_method(
         raise InputError(f"--budget {budget} must be positive, in seconds.")
     found, passed = _models(path)
     y, likelihood = law()
+
+    def choice(method: ImageMethod, path: str | None, why: str) -> Choice:
+        own = method in _DENSITIES.values()
+        novelty = None if own else _density(found, likelihood.operator.initial(y))
+        return Choice(method, path, "; ".join([why, *passed]), novelty=novelty)
+
     if samples:
         for kind, method in _FOR_SAMPLES.items():
             if kind in found and _draws(found[kind]):
                 why = f"samples are wished for, and {found[kind]} draws them"
-                return Choice(method, found[kind], "; ".join([why, *passed]))
+                return choice(method, found[kind], why)
         told = f" ({'; '.join(passed)})" if passed else ""
         raise InputError(
             f"--samples with --method auto need a model that draws them in --prior{told}; train one with patchflow "
@@ -104,8 +125,8 @@ def choose_method(
             "epll": "a density of patches serves any operator",
             "dpir": "a denoiser serves any operator",
         }[method]
-        return Choice(method, found[kind], "; ".join([reason, *passed]))
-    return Choice("tv", None, "; ".join(["total variation needs no model", *passed]))
+        return choice(method, found[kind], reason)
+    return choice("tv", None, "total variation needs no model")
 
 
 def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = True) -> Choice:
@@ -127,11 +148,12 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = Tru
             passed.append(f"{own} is for another scan")
         elif not scan.limited or "patch_nr" not in found:
             why = "it was trained for this very scan"
-            return Choice("single-image", own, "; ".join([why, *passed]))
+            novelty = _density(found, torch.zeros(1, 1, *scan.operator.domain_shape))
+            return Choice("single-image", own, "; ".join([why, *passed]), novelty=novelty)
         elif free:
             why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
             return Choice("patchnr", found["patch_nr"], "; ".join([why, *passed]), own)
-    for kind, method in _OF_SCANS.items():
+    for kind, method in _DENSITIES.items():
         if kind in found:
             why = "a density of patches serves any scan"
             return Choice(method, found[kind], "; ".join([why, *passed]))
@@ -178,6 +200,18 @@ def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
                 raise
             passed.append(f"{file} cannot be read")
     return found, passed
+
+
+def _density(found: dict[str, str], x: Tensor) -> str | None:
+    """A density of patches that is made for images like ``x``, if there is one."""
+    for kind in _DENSITIES:
+        if kind in found:
+            try:
+                models.load(found[kind], PatchPrior).check(x)
+            except InputError:
+                continue
+            return found[kind]
+    return None
 
 
 def _draws(path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from patchflow.cli.automatic import Choice, choose_for_scan, choose_method
+from patchflow.cli.automatic import choose_for_scan, choose_method
 from patchflow.cli.config import write_config
 from patchflow.cli.error_bars import Calibration, Recipe
 from patchflow.cli.image_methods import ImageMethod, Solver, Texture
@@ -160,7 +160,9 @@ def reconstruct(
             free = start is None and preset == "default"
             found = choose_for_scan(prior, partial(read_scan, measurement, scan), free)
             start = settings["start"] = start or found.start
-            method, prior, why = _say(found, settings)
+            if report is not None and calibration is None:
+                novelty = settings["novelty"] = novelty or found.novelty
+            method, prior, why = found.adopt(settings)
             print(*why)
         choices = Choices(
             method,
@@ -181,6 +183,7 @@ def reconstruct(
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
     calibrated = None if calibration is None else Calibration.read(calibration)
+    has_own = calibrated is not None and calibrated.novelty is not None
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
 
     def measured() -> tuple[Tensor, GaussianLikelihood]:
@@ -197,7 +200,9 @@ def reconstruct(
         found = choose_method(
             prior, measured, samples=wished, budget=budget, ensemble=None if ensemble else False
         )
-        method, prior, why = _say(found, settings)
+        method, prior, why = found.adopt(settings)
+        if report is not None and not has_own:
+            novelty = settings["novelty"] = novelty or found.novelty
         # What it says concerns a choice that was not made.
         settings["ensemble"] = ensemble = ensemble or method != "single-image"
     elif budget is not None:
@@ -208,7 +213,6 @@ def reconstruct(
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     loaded = chosen.prior(prior)
-    has_own = calibrated is not None and calibrated.novelty is not None
     watch = Watch.read(novelty, prior, loaded, report=report, calibrated=has_own)
     if report is not None:
         output_folder(report)
@@ -274,13 +278,6 @@ def reconstruct(
         print(*finding.notes, sep="\n", end="\n" if finding.notes else "")
         page = write_report(report, shown)
         print(f"Report: {page}")
-
-
-def _say(found: Choice, settings: dict[str, object]) -> tuple[ImageMethod, str | None, list[str]]:
-    """Tell what was chosen; the configuration repeats the choice."""
-    settings |= {"method": found.method, "prior": found.prior, "budget": None}
-    told = f"Method {found.method}" + (f" with {found.prior}" if found.prior else "")
-    return found.method, found.prior, [f"{told}, chosen automatically: {found.reason}."]
 
 
 def _check_measurement(y: Tensor, likelihood: GaussianLikelihood, path: str) -> None:
