@@ -4,10 +4,11 @@ Run: python benchmarks/error_bars_ct.py --data DATA --models FOLDER [--methods f
 method: 90 % intervals of 20 bins of local contrast times noise level are fitted to simulated scans (LoDoPaB's geometry)
 of the slices of the soft kernel (B40f) that weights are chosen on, or of --rows; none of them is reported. The share of
 the pixels that they cover is measured on the reported slices (or --on others) of this kernel, and apart from these on
-the same slices of the sharp kernel (B70f), beside their mean width and that of the best constant interval of the same
-coverage. The noise floor: the standard deviation of the coverage over three noises of the first reported slice; and the
-calibration slices with another noise. With --contrast-alone bins do not count the noise level, for comparison. Models
-are FOLDER/METHOD-lung.safetensors, of networks FOLDER/METHOD-PROBLEM.safetensors, as `patchflow benchmark` leaves them.
+the same slices of the sharp kernel (B70f) and, for methods that learn nothing, on five slices of another patient and
+kernel (B31f), beside their mean width and that of the best constant interval of the same coverage. The noise floor: the
+standard deviation of the coverage over three noises of the first reported slice; and the calibration slices with
+another noise. With --contrast-alone bins do not count the noise level, for comparison. Models are
+FOLDER/METHOD-lung.safetensors, of networks FOLDER/METHOD-PROBLEM.safetensors, as `patchflow benchmark` leaves them.
 Intervals and slices are kept in --json one by one, and taken from there by the next run: delete it to start again.
 """
 
@@ -26,6 +27,9 @@ from patchflow.problems.attenuation import HU_RANGE
 from patchflow.uncertainty.intervals import Intervals, coverage, fit_intervals
 from patchflow.uncertainty.noise_level import noise_level
 
+# Slices of the patient that other methods learn from, with a kernel of its own: less and less absorbing.
+OTHER_KERNEL, OTHER_ROWS = "B31f", (0, 8, 16, 24, 32)
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", required=True, type=Path)
 parser.add_argument("--models", required=True, type=Path, help="folder of learned models")
@@ -39,7 +43,7 @@ parser.add_argument(
 parser.add_argument(
     "--on",
     type=int,
-    nargs="*",
+    nargs="+",
     default=list(slices.REPORTED),
     help="rows to measure; to choose something take others than the reported ones",
 )
@@ -86,8 +90,9 @@ soft, sharp = slices.KERNELS
 
 def cases(kernel, rows, seed):
     """The slices of a kernel; their noise is that of the tables with the seed 0."""
+    patient = "val" if kernel in slices.KERNELS else "train"
     return slices.simulated_cases(
-        arguments.data, [kernel], None, fine, likelihood, kept, seed, rows
+        arguments.data, [kernel], None, fine, likelihood, kept, seed, rows, patient
     )
 
 
@@ -116,6 +121,10 @@ for name in arguments.methods:
     if arguments.on != list(slices.REPORTED):
         title += f", on {'-'.join(map(str, arguments.on))}"
     result = results.setdefault(title, {})
+    if result and (result["intervals"]["noise"] is None) != arguments.contrast_alone:
+        parser.error(
+            f"{arguments.json} holds intervals of another kind under {title!r}; delete it."
+        )
     if "intervals" not in result:
         known = cases(soft, arguments.rows, 0)
         xs, truths = [solve(case) for case in known], [case.truth for case in known]
@@ -131,6 +140,8 @@ for name in arguments.methods:
         (f"slice {first}, other noises", soft, [first], [1000, 2000, 3000]),
         ("calibration slices, other noise", soft, arguments.rows, [500]),
     ]
+    if not table.by_name(name).learned:
+        groups.append(("other patient", OTHER_KERNEL, OTHER_ROWS, [0]))
     print(f"{title} of {soft}. {intervals.explain()}", flush=True)
     for label, kernel, numbers, seeds in groups:
         told = result.setdefault(label, {})

@@ -137,7 +137,8 @@ def test_error_bars_go_by_the_dose_behind_what_absorbs(monkeypatch, capsys):
     write_image("known.tif", slices(range(3)))
     assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=bars"]) == 0
     document = json.loads(Path("bars/calibration.json").read_text())
-    assert document["intervals"]["by_noise"] is True
+    least, largest = document["intervals"]["noise"]
+    assert 0 < least < largest
     dense = slices([10])
     dense[..., 34:42, 12:36] = 2800.0
     y = simulated(dense)
@@ -155,16 +156,19 @@ def test_error_bars_go_by_the_dose_behind_what_absorbs(monkeypatch, capsys):
         )
 
     by_noise, wide = shares("bars")
+    told = capsys.readouterr().out
+    assert "times as noisy as the noisiest that was calibrated on" in told
+    assert "without the noise of the scan" not in told
     # Files of before count the contrast alone, as if the noise were alike everywhere.
     monkeypatch.setattr(
         "patchflow.cli.calibrate_slices.noise_level", lambda law, y: torch.ones(1, 1, SIZE, SIZE)
     )
     assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=old"]) == 0
     document = json.loads(Path("old/calibration.json").read_text())
-    del document["intervals"]["by_noise"]
+    del document["intervals"]["noise"]
     Path("old/calibration.json").write_text(json.dumps(document))
     by_contrast, narrow = shares("old")
-    assert "Warning" not in capsys.readouterr().out
+    assert "without the noise of the scan, as those of earlier versions" in capsys.readouterr().out
     assert abs(by_noise - 0.9) < 0.08
     assert by_contrast < 0.82
     assert narrow < wide

@@ -222,10 +222,31 @@ def test_automatic_choice_shows_the_novelty_map_of_a_density_in_the_folder(here,
     assert Path("again/novelty.png").read_bytes() == Path("shown/novelty.png").read_bytes()
     run("--method=auto", "--prior=known", "-o", "a.tif")
     assert yaml.safe_load(Path("a.yaml").read_text()).get("novelty") is None
-    # A density for other images is passed over.
-    models.save("known/flow.safetensors", models.patch_nr(size=4, hidden=8, layers=1, channels=3))
+    # A density for other images is passed over, and one without thresholds for one that has some.
+    known = ["calibrate", "truth.tif", *DENOISING, "--level=0.8"]
+    models.save("known/mixture.safetensors", models.epll(size=4, components=2))
+    for message in (
+        "Novelty by known/flow.safetensors",
+        "as known/mixture.safetensors has no thresholds; train it again with images",
+    ):
+        capsys.readouterr()
+        run("--method=auto", "--prior=known", "--report=colour", "-o", "a.tif")
+        assert message in capsys.readouterr().out
+        wide = models.patch_nr(size=4, hidden=8, layers=1, channels=3)
+        models.save("known/flow.safetensors", wide)
     run("--method=auto", "--prior=known", "--report=colour", "-o", "a.tif")
-    assert "No novelty map can be drawn" in capsys.readouterr().out
+    assert "known/flow.safetensors is for other images" in chosen(capsys)
+    # A calibration of the method has no thresholds; one of another method has some that say nothing of it.
+    models.save("known/flow.safetensors", flow, images=[texture(0)], training=record)
+    for method, file in (("single-image", "network"), ("patchnr", "flow")):
+        prior = [f"--method={method}", f"--prior=models/{file}.safetensors"]
+        steps = ["--steps=2"] if method == "patchnr" else []
+        assert main([*known, *prior, *steps, "-o", f"bars-{method}"]) == 0
+        capsys.readouterr()
+        given = [f"--calibration=bars-{method}", "--report=barred", "-o", "a.tif"]
+        run("--method=auto", "--prior=known", *given)
+        assert "Novelty by known/flow.safetensors" in capsys.readouterr().out
+        assert main(["reconstruct", "--config=a.yaml"]) == 0
 
 
 def test_automatic_choice_passes_models_that_it_does_not_know_or_cannot_read(here, capsys):

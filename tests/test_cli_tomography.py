@@ -105,7 +105,7 @@ def test_the_report_of_a_slice_shows_what_is_new(sinogram, model, capsys):
     above, below = (100 * float(part.float().mean()) for part in (energies > high, energies < low))
     assert f"{above:.2f} % of the pixels surprise the prior, {below:.2f} % are smoother" in page
     assert below > 5  # the filter smooths the edges
-    assert Path("page/surprise.png").exists()
+    assert Path("page/novelty.png").exists()
     capsys.readouterr()
     assert main(run) == 0
     assert "the method has no density of patches; --novelty MODEL" in capsys.readouterr().out

@@ -140,8 +140,9 @@ def test_bins_that_count_the_noise_level_hold_for_another_dose() -> None:
     xs, truths, levels = map(list, zip(*known, strict=True))
     by_both = fit_intervals(xs, truths, levels, level=0.9)
     by_contrast = fit_intervals(xs, truths, level=0.9)
-    assert by_both.by_noise
-    assert not by_contrast.by_noise
+    means = [float(level.mean()) for level in levels]
+    assert by_both.noise == (means[1], means[2])
+    assert by_contrast.noise is None
     assert by_both.edges != by_contrast.edges
     error = math.sqrt(0.09 / 96**2)
     for seed, dose in ((10, 0.6), (11, 1.0), (12, 1.4)):
@@ -155,6 +156,18 @@ def test_bins_that_count_the_noise_level_hold_for_another_dose() -> None:
         columns = [sum(row[k] for row in told.regions) / 4 for k in range(4)]
         assert max(abs(share - 0.9) for share in columns) > 20 * error
         assert dose == 1 or abs(told.share - 0.9) > 5 * error
+    # With less noise than calibrated on, levels are raised to those of the least noisy image: wider than needed there,
+    # and right for errors that do not shrink with the noise.
+    x, truth, level = noisy(13, 0.3)
+    least = 0.6 / 0.3 * level
+    ends, raised = by_both(x, level), by_both(x, least)
+    assert all(torch.allclose(a, b) for a, b in zip(ends, raised, strict=True))
+    assert coverage(by_both, x, truth, level).share > 0.95
+    alike = x + 0.3 * difficulty(x) * least * torch.randn(x.shape)
+    assert abs(coverage(by_both, x, alike, level).share - 0.9) < 5 * error
+    # Where noise is much more than calibrated on, the last bin is too narrow: what the command line warns of.
+    x, truth, level = noisy(14, 5.0)
+    assert coverage(by_both, x, truth, level).share < 0.85
     # A level of another unit is as good: the bins do not notice.
     scaled = fit_intervals(xs, truths, [1000 * level for level in levels], level=0.9)
     np.testing.assert_allclose(scaled.high, by_both.high, rtol=1e-12)

@@ -26,6 +26,7 @@ from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import GaussianLikelihood
 from patchflow.reconstruct import plug_and_play, single_image
 from patchflow.scan_network import ScanNetwork
+from patchflow.uncertainty.novelty import read_novelty
 
 # Methods by the models that they take, in the order of preference.
 _ORDER: dict[str, ImageMethod] = {
@@ -73,6 +74,7 @@ def choose_method(
     samples: bool,
     budget: float | None,
     ensemble: bool | None = None,
+    shown: bool = False,
 ) -> Choice:
     """Choose for images.
 
@@ -82,6 +84,7 @@ def choose_method(
         samples: Whether samples of the posterior are wished for.
         budget: Seconds that the reconstruction may take, by an estimate on this machine.
         ensemble: As of :func:`patchflow.reconstruct.single_image.reconstruct`.
+        shown: Whether a report shows the novelty map of what is found.
 
     Raises:
         InputError: If there is no such file or folder, samples are wished for without a model that draws them, or the
@@ -93,8 +96,9 @@ def choose_method(
     y, likelihood = law()
 
     def choice(method: ImageMethod, path: str | None, why: str) -> Choice:
-        own = method in _DENSITIES.values()
-        novelty = None if own else _density(found, likelihood.operator.initial(y))
+        novelty = None
+        if shown and method not in _DENSITIES.values():
+            novelty = _density(found, likelihood.operator.initial(y), passed)
         return Choice(method, path, "; ".join([why, *passed]), novelty=novelty)
 
     if samples:
@@ -129,13 +133,16 @@ def choose_method(
     return choice("tv", None, "total variation needs no model")
 
 
-def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = True) -> Choice:
+def choose_for_scan(
+    path: str | None, read: Callable[[], Scan], free: bool = True, shown: bool = False
+) -> Choice:
     """Choose for CT scans, as the tables of low dose and of missing directions prefer.
 
     Args:
         path: A model file, or a folder of some; None for no model.
         read: Reads the scan.
         free: Whether the start may be chosen, too: nobody said it, and the procedure is not the published one.
+        shown: As of :func:`choose_method`.
 
     Raises:
         InputError: If there is no such file or folder.
@@ -148,7 +155,8 @@ def choose_for_scan(path: str | None, read: Callable[[], Scan], free: bool = Tru
             passed.append(f"{own} is for another scan")
         elif not scan.limited or "patch_nr" not in found:
             why = "it was trained for this very scan"
-            novelty = _density(found, torch.zeros(1, 1, *scan.operator.domain_shape))
+            image = torch.zeros(1, 1, *scan.operator.domain_shape)
+            novelty = _density(found, image, passed) if shown else None
             return Choice("single-image", own, "; ".join([why, *passed]), novelty=novelty)
         elif free:
             why = f"with missing directions it improves the result of {own}, which was trained for this very scan"
@@ -202,16 +210,17 @@ def _models(path: str | None) -> tuple[dict[str, str], list[str]]:
     return found, passed
 
 
-def _density(found: dict[str, str], x: Tensor) -> str | None:
-    """A density of patches that is made for images like ``x``, if there is one."""
-    for kind in _DENSITIES:
-        if kind in found:
-            try:
-                models.load(found[kind], PatchPrior).check(x)
-            except InputError:
-                continue
-            return found[kind]
-    return None
+def _density(found: dict[str, str], x: Tensor, passed: list[str]) -> str | None:
+    """A density of patches for images like ``x``: the first that has thresholds of novelty, or else the first."""
+    fitting = []
+    for path in [found[kind] for kind in _DENSITIES if kind in found]:
+        try:
+            models.load(path, PatchPrior).check(x)
+        except InputError:
+            passed.append(f"{path} is for other images")
+        else:
+            fitting.append(path)
+    return next(filter(read_novelty, fitting), next(iter(fitting), None))
 
 
 def _draws(path: str) -> bool:

@@ -68,7 +68,8 @@ def calibrate(
 
     With images: measures each by simulation, reconstructs it, and writes calibration.json for reconstruct
     --calibration: intervals for the pixels, and for priors on patches thresholds of what is unlike these images. From
-    ten images on (--level 0.9) the intervals are conformal. For ct the images are slices, measured as by simulate.
+    ten images on (--level 0.9) the intervals are conformal. For ct the images are slices, measured as by simulate, and
+    the intervals go by the noise of the scan at each pixel, too.
 
     With --model: tests on simulated measurements whether its samples are right. Writes a folder with calibration.png,
     ranks.csv and calibration.json, and says which parameters are overconfident, underconfident or biased.

@@ -23,6 +23,8 @@ from patchflow.uncertainty.intervals import Intervals
 from patchflow.uncertainty.novelty import Novelty, novel_shares
 
 FILE = "calibration.json"
+# Up to 1.5 times the noise of calibrated scans error bars were measured to hold (benchmarks/README.md).
+_NOISIER = 1.6
 
 
 class Bars(NamedTuple):
@@ -157,12 +159,20 @@ class Calibration:
             raise InputError(
                 f"{file} is no calibration of images; give the folder that patchflow calibrate IMAGE wrote."
             ) from error
-        if found.intervals.by_noise and not tomography:
+        if found.intervals.noise is not None and not tomography:
             raise InputError(
                 f"{file} is a calibration of computed tomography, whose error bars go by the noise of a scan; give the "
                 "folder that patchflow calibrate wrote for this problem."
             )
         return found
+
+    def watches(self, prior: nn.Module | None) -> bool:
+        """Whether there are thresholds for the novelty map of a prior.
+
+        Args:
+            prior: The model of the method.
+        """
+        return self.novelty is not None and isinstance(prior, PatchPrior)
 
     def bars(
         self,
@@ -191,8 +201,9 @@ class Calibration:
                 "again."
             )
         levels: Sequence[Tensor | None] = [None] * len(x)
-        if self.intervals.by_noise and noise is not None:
-            levels = noise.split(1)
+        if noise is not None:
+            notes += self._noise_notes(noise)
+            levels = levels if self.intervals.noise is None else noise.split(1)
         pairs = [self.intervals(*image) for image in zip(x.split(1), levels, strict=True)]
         low, high = (torch.cat(ends) for ends in zip(*pairs, strict=True))
         width = show(float((high - low).mean()))
@@ -210,3 +221,18 @@ class Calibration:
                 f"{100 * self.novelty.rate:g} % raise this alarm in all."
             )
         return Bars(low, high, novelty, notes)
+
+    def _noise_notes(self, noise: Tensor) -> list[str]:
+        """What there is to say about the noise of scans: nothing if it is like that of the calibration."""
+        if self.intervals.noise is None:
+            return [
+                "The error bars go by the contrast of the image alone, without the noise of the scan, as those of "
+                "earlier versions; calibrate again."
+            ]
+        ratio = float(noise.mean((1, 2, 3)).max()) / self.intervals.noise[1]
+        if ratio <= _NOISIER:
+            return []
+        return [
+            f"Warning: a scan is {ratio:.1f} times as noisy as the noisiest that was calibrated on, and its error bars "
+            "may be too narrow; calibrate on slices that absorb as much."
+        ]

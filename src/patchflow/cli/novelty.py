@@ -37,11 +37,13 @@ class Watch:
         prior: The prior; None if there is none on patches.
         path: Its model file.
         novelty: The thresholds in that file; None if it has none.
+        own: Whether it is the prior of the method, for which ``patchflow calibrate`` finds thresholds.
     """
 
     prior: PatchPrior | None
     path: str | None = None
     novelty: Novelty | None = None
+    own: bool = True
 
     @classmethod
     def read(
@@ -83,7 +85,8 @@ class Watch:
                 )
         if not isinstance(prior, PatchPrior):
             return cls(None)
-        return cls(prior, path, read_novelty(path) if path and has_density(prior) else None)
+        thresholds = read_novelty(path) if path and has_density(prior) else None
+        return cls(prior, path, thresholds, own=named is None)
 
     def check(self, x: Tensor) -> None:
         """Refuse images that the prior is not made for.
@@ -118,12 +121,13 @@ class Watch:
                 ],
             )
         if self.novelty is None:
+            remedy = ", or give --calibration" if self.own else ""
             return Finding(
                 nll_map,
                 None,
                 [
                     f"No novelty map can be drawn, as {self.path} has no thresholds; train it again with images held "
-                    "out, or give --calibration."
+                    f"out{remedy}."
                 ],
             )
         found = self.novelty(energies)
@@ -131,7 +135,7 @@ class Watch:
         note = (
             f"Novelty by {self.path}: {100 * surprising:.2f} % of the pixels surprise the prior, {100 * smooth:.2f} % "
             f"are smoother than it knows; of the true images held out in its training {100 * self.novelty.rate:g} % "
-            "raise this alarm. Without a calibration these true images are the reference, and reconstructions are "
-            "smoother: read the second share with care."
+            "raise this alarm. These true images are the reference, and reconstructions are smoother: read the second "
+            "share with care."
         )
         return Finding(nll_map, found[0, 0], [note])

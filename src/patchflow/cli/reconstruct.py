@@ -146,7 +146,7 @@ def reconstruct(
         calibration: What patchflow calibrate IMAGE wrote: error bars, in the report and beside the output
             (-low.tif, -high.tif; for ct in its format and units).
         novelty: A model of patchflow train patch-nr, epll, student-t or patch-vae whose novelty map the report shows:
-            where the reconstruction is unlike what it knows. By default that of the method, if it has such a prior.
+            where the image is unlike what it knows. By default that of the method, or of a model that auto finds.
         range: Values LO:HI of the files that become 0 and 1.
         grey: Convert colour images to grey.
         seed: Random seed.
@@ -158,10 +158,10 @@ def reconstruct(
         scan = ScanFlags(angles, photons, size, field_of_view, limited, dataset)
         if method == "auto":
             free = start is None and preset == "default"
-            found = choose_for_scan(prior, partial(read_scan, measurement, scan), free)
+            shown = report is not None and novelty is None
+            found = choose_for_scan(prior, partial(read_scan, measurement, scan), free, shown)
             start = settings["start"] = start or found.start
-            if report is not None and calibration is None:
-                novelty = settings["novelty"] = novelty or found.novelty
+            novelty = settings["novelty"] = novelty or found.novelty
             method, prior, why = found.adopt(settings)
             print(*why)
         choices = Choices(
@@ -183,7 +183,6 @@ def reconstruct(
         reconstruct_ct(measurement, output, scan, choices, settings, seed, threads, novelty)
         return
     calibrated = None if calibration is None else Calibration.read(calibration)
-    has_own = calibrated is not None and calibrated.novelty is not None
     flags = Settings(problem, noise, scale, boundary, kernel, mask)
 
     def measured() -> tuple[Tensor, GaussianLikelihood]:
@@ -198,11 +197,15 @@ def reconstruct(
     if method == "auto":
         wished = samples is not None
         found = choose_method(
-            prior, measured, samples=wished, budget=budget, ensemble=None if ensemble else False
+            prior,
+            measured,
+            samples=wished,
+            budget=budget,
+            ensemble=None if ensemble else False,
+            shown=report is not None and novelty is None,
         )
         method, prior, why = found.adopt(settings)
-        if report is not None and not has_own:
-            novelty = settings["novelty"] = novelty or found.novelty
+        novelty = settings["novelty"] = novelty or found.novelty
         # What it says concerns a choice that was not made.
         settings["ensemble"] = ensemble = ensemble or method != "single-image"
     elif budget is not None:
@@ -213,6 +216,7 @@ def reconstruct(
     target = Path("reconstruction.png" if output is None else output)
     check_output(target, (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"))
     loaded = chosen.prior(prior)
+    has_own = calibrated is not None and calibrated.watches(loaded)
     watch = Watch.read(novelty, prior, loaded, report=report, calibrated=has_own)
     if report is not None:
         output_folder(report)

@@ -66,7 +66,7 @@ def reconstruct_ct(
     truth = None if choices.truth is None else _read_truth(choices.truth, choices.units, scan)
     prior = choices.load(scan)
     solve = SliceSolver(scan, prior, choices)
-    has_own = calibrated is not None and calibrated.novelty is not None
+    has_own = calibrated is not None and calibrated.watches(prior)
     watch = Watch.read(novelty, choices.prior, prior, report=choices.report, calibrated=has_own)
     watch.check(torch.zeros(1, 1, *scan.operator.domain_shape))
     if choices.report is not None:

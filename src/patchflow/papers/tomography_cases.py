@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -66,24 +67,26 @@ def simulated_cases(
     kept: slice,
     seed: int,
     rows: Sequence[int] | None = None,
+    patient: Literal["val", "train"] = "val",
 ) -> list[Case]:
-    """Slices of the validation patient, measured with noise.
+    """Slices of a patient, measured with noise.
 
     Args:
         data: The folder with ``ct/``.
-        kernels: Which of :data:`KERNELS`.
+        kernels: Which of :data:`KERNELS`, or of the patient's.
         images: Number of slices of each kernel; None for all of :data:`REPORTED`.
         fine: The projector that simulates.
         likelihood: The law of the sinograms.
         kept: The measured angles.
         seed: Slice k has the seed ``seed + k``.
         rows: The slices.
+        patient: The one of validation, or that from which methods learn, with a kernel of its own.
 
     Raises:
         InputError: If a file is missing.
     """
-    hu = _load(data / "ct" / "lung_val_hu.npz")
-    with open(data / "ct" / "lung_val.csv", newline="") as file:
+    hu = _load(data / "ct" / f"lung_{patient}_hu.npz")
+    with open(data / "ct" / f"lung_{patient}.csv", newline="") as file:
         names = [line["kernel"] for line in csv.DictReader(file)]
     cases = []
     for kernel in kernels:

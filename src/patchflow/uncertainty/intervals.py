@@ -2,8 +2,10 @@ r"""Error bars of the pixels of a reconstruction, calibrated on images whose tru
 
 A *difficulty* is predicted for each pixel: the local standard deviation of the reconstruction, times the level of the
 measurement's noise at the pixel where that varies, as it does with the dose behind an object
-(:func:`patchflow.uncertainty.noise_level.noise_level`). Pixels of calibration images are sorted into bins of
-difficulty; in each bin, the interval runs between quantiles of the errors,
+(:func:`patchflow.uncertainty.noise_level.noise_level`). The levels of a measurement that has less noise than all those
+calibrated on are raised to the mean of the least noisy one: what of the errors is no noise does not shrink with it.
+Pixels of calibration images are sorted into bins of difficulty; in each bin, the interval runs between quantiles of the
+errors,
 
 .. math:: [x_i + q_{(1 - p)/2}(b_i),\ x_i + q_{(1 + p)/2}(b_i)],
 
@@ -54,7 +56,7 @@ class Intervals(NamedTuple):
         factor: The intervals are this much wider than between the quantiles; 1 unless conformal.
         images: Number of calibration images.
         guarantee: ``"empirical"`` or ``"conformal"``.
-        by_noise: Whether difficulties count the level of the measurement's noise.
+        noise: The smallest and the largest mean noise level of a calibration image; None if levels do not count.
     """
 
     level: float
@@ -64,7 +66,7 @@ class Intervals(NamedTuple):
     factor: float
     images: int
     guarantee: str
-    by_noise: bool = False
+    noise: tuple[float, float] | None = None
 
     def __call__(self, x: Image, noise: Image | None = None) -> tuple[Image, Image]:
         """The lower and the upper ends for a reconstruction.
@@ -76,12 +78,15 @@ class Intervals(NamedTuple):
         Raises:
             InputError: If the level is missing, or nothing is known of how errors depend on it.
         """
-        if self.by_noise != (noise is not None):
-            remedy = "give that of this image" if self.by_noise else "leave it out"
+        counts = self.noise is not None
+        if counts != (noise is not None):
+            remedy = "give that of this image" if counts else "leave it out"
             raise InputError(
-                f"The intervals were fitted {'with' if self.by_noise else 'without'} the noise level at each pixel; "
+                f"The intervals were fitted {'with' if counts else 'without'} the noise level at each pixel; "
                 f"{remedy}, or calibrate again."
             )
+        if self.noise is not None and noise is not None:
+            noise = noise * (self.noise[0] / noise.mean()).clamp_min(1)
         bins = torch.bucketize(difficulty(x, noise), torch.tensor(self.edges).to(x))
         low, high = (torch.tensor(ends).to(x)[bins] for ends in (self.low, self.high))
         middle, half = (low + high) / 2, (high - low) / 2
@@ -240,6 +245,7 @@ def _fit_bins(known: Sequence[tuple[Tensor, Tensor, Tensor | None]], level: floa
     """Fit bins to reconstructions, truths and noise levels."""
     errors = torch.cat([(truth - x).flatten() for x, truth, _ in known])
     hardness = torch.cat([difficulty(x, noise).flatten() for x, _, noise in known])
+    levels = [float(noise.mean()) for _, _, noise in known if noise is not None]
     bins = min(_BINS, len(errors) // LEAST)
     ends = [part[-1] for part in hardness.sort().values.tensor_split(bins)[:-1]]
     # Where many pixels are alike, as in flat images, there are fewer bins.
@@ -257,7 +263,7 @@ def _fit_bins(known: Sequence[tuple[Tensor, Tensor, Tensor | None]], level: floa
         1.0,
         len(known),
         "empirical",
-        known[0][2] is not None,
+        (min(levels), max(levels)) if levels else None,
     )
 
 

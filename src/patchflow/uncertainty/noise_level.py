@@ -38,7 +38,7 @@ def noise_level(
             f"The noise level at a pixel is that of linear operators and noises with a precision, not of "
             f"{type(operator).__name__} with {type(noise).__name__}; leave it out."
         )
-    seen = operator.adjoint(torch.ones_like(y))
+    seen = operator.adjoint(torch.ones_like(y[:1, :1]))
     variance = operator.adjoint(1 / noise.precision(y)) / seen
     largest = variance.nan_to_num(0).amax((-2, -1), keepdim=True)
     return torch.where(seen > 0, variance, largest).sqrt()
