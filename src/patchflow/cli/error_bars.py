@@ -200,10 +200,11 @@ class Calibration:
                 f"Warning: the error bars were calibrated for another {', '.join(wrong)}; they may be wrong, calibrate "
                 "again."
             )
-        levels: Sequence[Tensor | None] = [None] * len(x)
-        if noise is not None:
+        elif noise is not None:
             notes += self._noise_notes(noise)
-            levels = levels if self.intervals.noise is None else noise.split(1)
+        levels: Sequence[Tensor | None] = [None] * len(x)
+        if noise is not None and self.intervals.noise is not None:
+            levels = noise.split(1)
         pairs = [self.intervals(*image) for image in zip(x.split(1), levels, strict=True)]
         low, high = (torch.cat(ends) for ends in zip(*pairs, strict=True))
         width = show(float((high - low).mean()))
