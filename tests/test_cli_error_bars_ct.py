@@ -175,7 +175,8 @@ def test_error_bars_go_by_the_dose_behind_what_absorbs(monkeypatch, capsys):
     # Of computed tomography they are not for images, which is told before the reconstruction.
     write_image("image.tif", torch.rand(1, 1, SIZE, SIZE))
     image = ["reconstruct", "image.tif", "--problem=denoising", "--method=tv", "-o", "image-x.tif"]
-    refused(capsys, [*image, "--calibration=bars"], "bars/calibration.json", "tomography")
+    told = "is a calibration of computed tomography, not of images"
+    refused(capsys, [*image, "--calibration=bars"], "bars/calibration.json", told)
     assert not Path("image-x.tif").exists()
 
 
@@ -241,6 +242,8 @@ def test_whatever_is_not_as_calibrated_is_one_warning(capsys):
     write_image("image.tif", torch.rand(1, 1, 64, 64))
     image = ["--problem=denoising", "--method=tv", "--threads=1", "--output=image"]
     assert main(["calibrate", "image.tif", *image]) == 0
+    of_images = ["reconstruct", y, *CT, "--method=tv", "--calibration=image"]
+    refused(capsys, of_images, "image/calibration.json", "of images, not of computed tomography")
     for path, flags, *messages in [
         (y, ["--method=fbp", "--calibration=fbp"]),
         (dim, ["--method=fbp", "--calibration=fbp"], "number of photons (4096, not 1000);"),
@@ -259,12 +262,6 @@ def test_whatever_is_not_as_calibrated_is_one_warning(capsys):
             y,
             ["--method=tv", "--steps=6", "--calibration=tv"],
             "another setting of the solver (steps);",
-        ),
-        (
-            y,
-            ["--method=tv", "--steps=5", "--calibration=image"],
-            "another problem (denoising, not tomography),",
-            "(steps);",
         ),
     ]:
         capsys.readouterr()
@@ -348,6 +345,30 @@ def test_mistakes(capsys):
     y = simulated(slices([1]))
     reconstruct = ["reconstruct", y, *CT, "--method=fbp"]
     refused(capsys, [*reconstruct, "--calibration=nowhere.json"], "nowhere.json")
+    twice = ["calibrate", "small.tif", "small.tif", *KNOWN, "--method=fbp"]
+    refused(capsys, twice, "small.tif is the same image as small.tif")
+    # Numbers that no calibration gives.
+    assert main([*fbp, "--output=bars"]) == 0
+    whole = json.loads(Path("bars/calibration.json").read_text())
+    intervals = whole["intervals"]
+    for damage in (
+        {"low": intervals["low"][:1]},
+        {"low": intervals["high"], "high": intervals["low"]},
+        {"low": [float("nan"), *intervals["low"][1:]]},
+        {
+            "edges": 2 * intervals["edges"][:1],
+            "low": 3 * intervals["low"][:1],
+            "high": 3 * intervals["high"][:1],
+        },
+        {"level": 90},
+        {"factor": -1},
+        {"noise": "ab"},
+        {"noise": [1.0]},
+    ):
+        Path("bad.json").write_text(json.dumps(whole | {"intervals": intervals | damage}))
+        refused(capsys, [*reconstruct, "--calibration=bad.json"], "that no calibration gives")
+    Path("bad.json").write_text(json.dumps(whole)[:-9])
+    refused(capsys, [*reconstruct, "--calibration=bad.json"], "bad.json is damaged")
     # The network of another scan.
     train = ["train", "fbp-unet", "new.tif", "known.tif", "--units=hu", *SCAN, "--limited=18:162"]
     small = ["--widths=[8,8]", "--steps=2", "--crop=32", "--fine=96", "--output=u.safetensors"]

@@ -158,6 +158,16 @@ def test_single_image_makes_one_pass_if_asked(here, capsys):
         expected = single_image.reconstruct(law, model, y, ensemble=ensemble).x
         assert torch.allclose(values(name), expected[0, 0], atol=1e-5)
     assert not torch.allclose(values("mean.tif"), values("pass.tif"), atol=1e-5)
+    # Nothing ties a network to the data: an image that does not explain them is told.
+    capsys.readouterr()
+    run(*flags, "-o", "pass.tif")
+    assert "does not explain" not in capsys.readouterr().out
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    Path("wild").mkdir()
+    models.save("wild/network.safetensors", model)
+    run(*flags[:1], "--prior=wild/network.safetensors", "-o", "wild.tif")
+    assert "the measurement: compare with --method tv" in capsys.readouterr().out
     calibrate = ["calibrate", "truth.tif", *DENOISING, *flags, "--level=0.8"]
     assert main([*calibrate, "--ensemble=false", "-o", "one"]) == 0
     capsys.readouterr()
@@ -182,7 +192,7 @@ def test_automatic_choice_says_why(here, capsys):
     run("--method=auto", "--prior=models", "--report=page", "-o", "a.tif")
     line = chosen(capsys)
     assert line.startswith("Method single-image with models/network.safetensors")
-    assert "trained for this very measurement" in line
+    assert "trained for this operator and noise" in line
     assert line in Path("page/report.html").read_text()
     assert yaml.safe_load(Path("a.yaml").read_text())["method"] == "single-image"
 

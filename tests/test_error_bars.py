@@ -77,6 +77,7 @@ def test_several_images_are_judged_by_the_others(files, capsys) -> None:
     assert main(["calibrate", "known.tif", "other.tif", "third.tif", *files, "--method=tv"]) == 0
     said = capsys.readouterr().out
     assert said.count("by the others") == 3
+    assert said.count("Of its tenths by brightness") == 3
     assert "of 3 images" in said
 
 
@@ -112,3 +113,5 @@ def test_mistakes(files, capsys) -> None:
     refused([*run, "--calibration=nowhere.json"], "nowhere.json")
     Path("no.json").write_text("{}")
     refused([*run, "--calibration=no.json"], "no calibration of images")
+    twice = ["calibrate", "known.tif", "other.tif", "known.tif", *files, "--method=tv"]
+    refused(twice, "known.tif is the same image as known.tif; give each")

@@ -178,6 +178,8 @@ def test_bins_that_count_the_noise_level_hold_for_another_dose() -> None:
     x, truth, level = noisy(30, 1.1, 48)
     assert conformal.guarantee == "conformal"
     assert coverage(conformal, x, truth, level).share > 0.88
+    # The first image chose the bins, all are known for their noise.
+    assert conformal.noise == (float(levels[0].mean()), float(levels[9].mean()))
 
 
 def test_the_noise_level_is_that_of_the_values_that_see_a_pixel() -> None:

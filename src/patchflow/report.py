@@ -268,7 +268,9 @@ def _maps(report: Report, pictures: dict[str, bytes]) -> list[str]:
             figures.append(_drawn(label, caption, drawing, pictures))
     if report.novelty is not None:
         drawing = draw_signs(report.novelty.cpu().numpy(), ("smoother", "as known", "surprising"))
-        figures.append(_drawn("novelty", "what the prior does not know", drawing, pictures))
+        figures.append(
+            _drawn("novelty", "what the density of patches does not know", drawing, pictures)
+        )
     return figures
 
 

@@ -1,8 +1,8 @@
 """``reconstruct --method auto``: the method that the given models, the measurement, samples and time allow.
 
-The order is that of the tables in ``benchmarks/README.md``: a network that was trained for this very measurement is the
-most accurate and the fastest for images, then come the priors of patches, then a denoiser, which is better than they
-are only after a longer training, and total variation needs no model.
+The order is that of the tables in ``benchmarks/README.md``: a network that was trained for this operator and noise is
+the most accurate and the fastest for images, then come the priors of patches, then a denoiser, which is better than
+they are only after a longer training, and total variation needs no model.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def choose_method(
             budget is not positive.
     """
     if budget is not None and not budget > 0:
-        raise InputError(f"--budget {budget} must be positive, in seconds.")
+        raise InputError(
+            f"--budget {budget} must be positive, in seconds; leave it out for no limit."
+        )
     found, passed = _models(path)
     y, likelihood = law()
 
@@ -124,7 +126,7 @@ def choose_method(
             passed.append(f"{method} would take about {seconds:.0f} s")
             continue
         reason = {
-            "single-image": "it was trained for this very measurement",
+            "single-image": "it was trained for this operator and noise",
             "patchnr": "a density of patches serves any operator",
             "epll": "a density of patches serves any operator",
             "dpir": "a denoiser serves any operator",

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchflow.cli.error_bars import Recipe
-from patchflow.cli.error_bars_fit import check_known, refuse_learned, write_calibration
+from patchflow.cli.error_bars_fit import (
+    check_known,
+    refuse_learned,
+    refuse_twice,
+    write_calibration,
+)
 from patchflow.cli.image_methods import Solver
 from patchflow.cli.image_samples import combined
 from patchflow.cli.options import output_folder, start, value_range
@@ -39,6 +44,7 @@ def calibrate_images(
     start(settings["seed"], settings["threads"])
     limits = value_range(settings["range"])
     truths = [read_image(path, value_range=limits, grey=settings["grey"]) for path in paths]
+    refuse_twice(paths, truths)
     refuse_learned(settings["prior"], paths, truths)
     channels = common_channels(truths)
     check_known(truths, settings)

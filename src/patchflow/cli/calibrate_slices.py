@@ -9,7 +9,12 @@ from typing import Any
 import torch
 
 from patchflow.cli.error_bars import Recipe
-from patchflow.cli.error_bars_fit import check_known, refuse_learned, write_calibration
+from patchflow.cli.error_bars_fit import (
+    check_known,
+    refuse_learned,
+    refuse_twice,
+    write_calibration,
+)
 from patchflow.cli.notes import convergence
 from patchflow.cli.options import output_folder, start
 from patchflow.cli.scan import Scan, ScanFlags
@@ -44,6 +49,7 @@ def calibrate_slices(
     start(settings["seed"], settings["threads"])
     found = read_slices(paths, units=choices.units, dataset=flags.dataset, dither=True, slack=SLACK)
     check_grey(found)
+    refuse_twice(found.names, found.images, found.prints)
     for model in (choices.prior, choices.start):
         refuse_learned(model, found.names, found.images, found.prints)
     scanner = scanner_for(found, paths, flags, settings["scan"], settings["bins"], settings["fine"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ from patchflow.uncertainty.intervals import Intervals
 from patchflow.uncertainty.novelty import Novelty, novel_shares
 
 FILE = "calibration.json"
+# The operator of scans, as signatures name it.
+_SCANNER = "ParallelBeam"
 # Up to 1.5 times the noise of calibrated scans error bars were measured to hold (benchmarks/README.md).
 _NOISIER = 1.6
 
@@ -131,10 +135,10 @@ class Calibration:
 
         Args:
             path: The file or folder.
-            tomography: Whether it is for computed tomography, where the noise level at each pixel is known.
+            tomography: Whether it is for computed tomography.
 
         Raises:
-            InputError: If it is missing, no calibration of images, or one of computed tomography for other problems.
+            InputError: If it is missing, damaged, or of computed tomography and not for it, or the reverse.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         content = read_bytes(str(file), "calibration file")
@@ -157,12 +161,19 @@ class Calibration:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file} is no calibration of images; give the folder that patchflow calibrate IMAGE wrote."
+                f"{file} is damaged, or no calibration of images or slices; give the folder that patchflow calibrate "
+                "wrote, or calibrate again."
             ) from error
-        if found.intervals.noise is not None and not tomography:
+        if not _sound(found.intervals):
             raise InputError(
-                f"{file} is a calibration of computed tomography, whose error bars go by the noise of a scan; give the "
-                "folder that patchflow calibrate wrote for this problem."
+                f"{file} has intervals that no calibration gives (their ends, edges, level, factor or noise); "
+                "calibrate again."
+            )
+        if (found.recipe.measurement.get("operator") == _SCANNER) != tomography:
+            kinds = ["images", "computed tomography"]
+            raise InputError(
+                f"{file} is a calibration of {kinds[not tomography]}, not of {kinds[tomography]}; give the folder that "
+                "patchflow calibrate wrote for this problem."
             )
         return found
 
@@ -193,7 +204,7 @@ class Calibration:
             show: Writes a difference of values with its unit.
             noise: Of computed tomography, the noise level at each pixel.
         """
-        notes = [self.intervals.explain()]
+        notes = []
         wrong = self.recipe.differences(given)
         if wrong:
             notes.append(
@@ -202,6 +213,7 @@ class Calibration:
             )
         elif noise is not None:
             notes += self._noise_notes(noise)
+        notes.append(self.intervals.explain())
         levels: Sequence[Tensor | None] = [None] * len(x)
         if noise is not None and self.intervals.noise is not None:
             levels = noise.split(1)
@@ -237,3 +249,22 @@ class Calibration:
             f"Warning: a scan is {ratio:.1f} times as noisy as the noisiest that was calibrated on, and its error bars "
             "may be too narrow; calibrate on slices that absorb as much."
         ]
+
+
+def _sound(intervals: Intervals) -> bool:
+    """Whether the numbers can be those of a fit: in a file that was changed or damaged they may be anything."""
+    edges, low, high = intervals.edges, intervals.low, intervals.high
+    if not len(low) == len(high) == len(edges) + 1:
+        return False
+    noise = (1.0, 1.0) if intervals.noise is None else tuple(intervals.noise)
+    values = [*edges, *low, *high, intervals.level, intervals.factor, *noise]
+    if not all(isinstance(value, float | int) and math.isfinite(value) for value in values):
+        return False
+    return (
+        0 < intervals.level < 1
+        and intervals.factor >= 0
+        and all(one <= other for one, other in zip(low, high, strict=True))
+        and all(one < other for one, other in pairwise(edges))
+        and len(noise) == 2
+        and 0 < noise[0] <= noise[1]
+    )

@@ -73,6 +73,30 @@ def refuse_learned(
             )
 
 
+def refuse_twice(
+    names: Sequence[str], truths: Sequence[Tensor], prints: Sequence[str] = ()
+) -> None:
+    """Refuse an image that is given twice: it says nothing new, and counts for the guarantee.
+
+    Args:
+        names: What the images are called.
+        truths: The images.
+        prints: If they were converted, the fingerprints of what their files hold.
+
+    Raises:
+        InputError: If two are the same.
+    """
+    seen: dict[str, str] = {}
+    for name, given in zip(
+        names, prints or [fingerprint([truth]) for truth in truths], strict=True
+    ):
+        if given in seen:
+            raise InputError(
+                f"{name} is the same image as {seen[given]}; give each calibration image once."
+            )
+        seen[given] = name
+
+
 def write_calibration(
     folder: Path,
     images: Sequence[Known],
@@ -114,7 +138,8 @@ def write_calibration(
     for name, part in told.items():
         print(
             f"{name}: {100 * part.share:.1f} % covered by intervals of mean width {show(part.width)}; of one width for "
-            f"all pixels it would take {show(part.constant)}."
+            f"all pixels as many would take {show(part.constant)}. Of its tenths by brightness "
+            f"{100 * min(part.intensities):.0f} to {100 * max(part.intensities):.0f} % are covered."
         )
     if checked is not None:
         print(checked.explain())

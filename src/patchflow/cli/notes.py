@@ -85,19 +85,25 @@ def residual_of(likelihood: GaussianLikelihood, x: Tensor, y: Tensor) -> float:
     return float(wrong[seen].square().mean().sqrt())
 
 
-def misfit(residual: float, noise: float) -> list[str]:
+def misfit(residual: float, noise: float, *, weighted: bool = True) -> list[str]:
     """A sentence if the residual is so small that the noise must be in the image, or far above the noise; else none.
 
     Args:
         residual: The root mean square of the residual.
         noise: The standard deviation of the noise.
+        weighted: Whether the method has a weight; networks and samples, which have none, may have small residuals.
     """
     if residual > _LARGE * noise:
+        remedy = (
+            "lower --weight"
+            if weighted
+            else "compare with --method tv, as the model may know other images"
+        )
         return [
             f"The residual is {residual / noise:.3g} times the noise, so that the image does not explain the "
-            "measurement: lower --weight, or check --noise, --range and the operator."
+            f"measurement: {remedy}, or check --noise, --range and the operator."
         ]
-    if residual > _SMALL * noise:
+    if residual > _SMALL * noise or not weighted:
         return []
     return [
         f"The residual is {residual / noise:.2f} of the noise, so that noise is in the image: raise --weight, or check "

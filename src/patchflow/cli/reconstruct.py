@@ -255,8 +255,7 @@ def reconstruct(
         f"{target}: {method}{weighted}, {solution.steps} steps in {seconds:.1f} s; "
         f"residual {residual:.4f} at noise {flags.std:g}."
     )
-    if not weightless:
-        notes += misfit(residual, flags.std)
+    notes += misfit(residual, flags.std, weighted=not weightless)
     print(*notes, sep="\n", end="\n" if notes else "")
     if x_true is not None:
         print(

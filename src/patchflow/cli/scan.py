@@ -50,7 +50,7 @@ class ScanFlags:
     def __post_init__(self) -> None:
         for flag, value in (("--angles", self.angles), ("--size", self.size)):
             if value is not None and value < 2:
-                raise InputError(f"{flag} is {value} but must be at least 2.")
+                raise InputError(f"{flag} is {value} but must be at least 2; correct it.")
         if self.photons is not None and not 0 < self.photons < math.inf:
             raise InputError(
                 f"--photons is {self.photons:g} but must be positive: the photons per bin without an object."

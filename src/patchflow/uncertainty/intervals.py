@@ -56,7 +56,8 @@ class Intervals(NamedTuple):
         factor: The intervals are this much wider than between the quantiles; 1 unless conformal.
         images: Number of calibration images.
         guarantee: ``"empirical"`` or ``"conformal"``.
-        noise: The smallest and the largest mean noise level of a calibration image; None if levels do not count.
+        noise: The smallest mean noise level of an image that chose the bins, and the largest of all calibration images;
+            None if levels do not count.
     """
 
     level: float
@@ -183,6 +184,9 @@ def fit_intervals(
         return intervals
     factors = sorted(_factor(intervals, *image) for image in known[count:])
     chosen = factors[math.ceil((len(factors) + 1) * level - 1e-9) - 1]
+    if intervals.noise is not None:
+        # The least is part of the map, which the images of the factor must not choose.
+        intervals = intervals._replace(noise=(intervals.noise[0], max(_means(known))))
     return intervals._replace(factor=chosen, images=len(truths), guarantee="conformal")
 
 
@@ -245,7 +249,7 @@ def _fit_bins(known: Sequence[tuple[Tensor, Tensor, Tensor | None]], level: floa
     """Fit bins to reconstructions, truths and noise levels."""
     errors = torch.cat([(truth - x).flatten() for x, truth, _ in known])
     hardness = torch.cat([difficulty(x, noise).flatten() for x, _, noise in known])
-    levels = [float(noise.mean()) for _, _, noise in known if noise is not None]
+    levels = _means(known)
     bins = min(_BINS, len(errors) // LEAST)
     ends = [part[-1] for part in hardness.sort().values.tensor_split(bins)[:-1]]
     # Where many pixels are alike, as in flat images, there are fewer bins.
@@ -265,6 +269,11 @@ def _fit_bins(known: Sequence[tuple[Tensor, Tensor, Tensor | None]], level: floa
         "empirical",
         (min(levels), max(levels)) if levels else None,
     )
+
+
+def _means(known: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> list[float]:
+    """The mean noise levels, where there are some."""
+    return [float(noise.mean()) for _, _, noise in known if noise is not None]
 
 
 def _quantile(values: Tensor, shares: Tensor) -> Tensor:
