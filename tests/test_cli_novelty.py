@@ -1,5 +1,6 @@
 """Novelty in reports: thresholds that a training leaves in its model file, and what is said where there are none."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -178,6 +179,11 @@ def test_thresholds_of_a_calibration_come_first(trained, model, capsys):
     assert "Unlike the calibration images" in page
     assert "Novelty by" not in page
     assert Path("page/novelty.png").exists()
+    damaged = json.loads(Path("bars/calibration.json").read_text())
+    damaged["novelty"]["low"] = "low"
+    Path("damaged.json").write_text(json.dumps(damaged))
+    wrong = [*run[:3], *FLAGS[1:], *method, "--calibration=damaged.json", "-o", "x.tif"]
+    refused(capsys, wrong, "damaged.json is damaged")
     refused(capsys, [*run, *method, f"--novelty={model}"], "beside a calibration with thresholds")
 
 

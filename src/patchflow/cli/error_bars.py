@@ -147,7 +147,9 @@ class Calibration:
             novelty, checked = document["novelty"], document["checked"]
             found = cls(
                 Intervals(**document["intervals"]),
-                None if novelty is None else Novelty(**novelty),
+                None
+                if novelty is None
+                else Novelty(*(float(novelty[name]) for name in Novelty._fields)),
                 Recipe(
                     document["measurement"],
                     document["method"],
