@@ -367,8 +367,15 @@ def test_mistakes(capsys):
     ):
         Path("bad.json").write_text(json.dumps(whole | {"intervals": intervals | damage}))
         refused(capsys, [*reconstruct, "--calibration=bad.json"], "that no calibration gives")
-    Path("bad.json").write_text(json.dumps(whole)[:-9])
-    refused(capsys, [*reconstruct, "--calibration=bad.json"], "bad.json is damaged")
+    for text in (
+        json.dumps(whole)[:-9],
+        json.dumps(whole | {"intervals": intervals | {"low": 3}}),
+        json.dumps(whole | {"intervals": intervals | {"noise": 3}}),
+        json.dumps(whole | {"measurement": ["ParallelBeam"]}),
+        "[]",
+    ):
+        Path("bad.json").write_text(text)
+        refused(capsys, [*reconstruct, "--calibration=bad.json"], "bad.json is damaged")
     # The network of another scan.
     train = ["train", "fbp-unet", "new.tif", "known.tif", "--units=hu", *SCAN, "--limited=18:162"]
     small = ["--widths=[8,8]", "--steps=2", "--crop=32", "--fine=96", "--output=u.safetensors"]

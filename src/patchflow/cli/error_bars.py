@@ -161,17 +161,19 @@ class Calibration:
                 ),
                 None if checked is None else Check(**checked),
             )
-        except (ValueError, KeyError, TypeError) as error:
+            sound = _sound(found.intervals)
+            scanned = found.recipe.measurement.get("operator") == _SCANNER
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{file} is damaged, or no calibration of images or slices; give the folder that patchflow calibrate "
                 "wrote, or calibrate again."
             ) from error
-        if not _sound(found.intervals):
+        if not sound:
             raise InputError(
                 f"{file} has intervals that no calibration gives (their ends, edges, level, factor or noise); "
                 "calibrate again."
             )
-        if (found.recipe.measurement.get("operator") == _SCANNER) != tomography:
+        if scanned != tomography:
             kinds = ["images", "computed tomography"]
             raise InputError(
                 f"{file} is a calibration of {kinds[not tomography]}, not of {kinds[tomography]}; give the folder that "
