@@ -106,9 +106,11 @@ def summary(told):
     width, constant = (statistics.mean(part[key] for part in told) for key in ("width", "constant"))
     inside = sum(abs(share - arguments.level) <= 0.02 for share in shares)
     enough = sum(share >= arguments.level for share in shares)
+    bright = statistics.mean(part["intensities"][-1] for part in told)
     return (
         f"{100 * statistics.mean(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}), of "
-        f"{len(shares)} slices {inside} within 2 points of the level, {enough} at least the level; width "
+        f"{len(shares)} slices {inside} within 2 points of the level, {enough} at least the level; of the "
+        f"brightest tenth of the pixels {100 * bright:.0f} %; width "
         f"{HU_RANGE * width:.1f} HU, best constant {HU_RANGE * constant:.1f} HU"
     )
 
@@ -121,7 +123,7 @@ for name in arguments.methods:
     if arguments.on != list(slices.REPORTED):
         title += f", on {'-'.join(map(str, arguments.on))}"
     result = results.setdefault(title, {})
-    if result and (result["intervals"]["noise"] is None) != arguments.contrast_alone:
+    if result and (result["intervals"].get("noise") is None) != arguments.contrast_alone:
         parser.error(
             f"{arguments.json} holds intervals of another kind under {title!r}; delete it."
         )

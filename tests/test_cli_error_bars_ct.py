@@ -161,7 +161,8 @@ def test_error_bars_go_by_the_dose_behind_what_absorbs(monkeypatch, capsys):
     assert "without the noise of the scan" not in told
     # Files of before count the contrast alone, as if the noise were alike everywhere.
     monkeypatch.setattr(
-        "patchflow.cli.calibrate_slices.noise_level", lambda law, y: torch.ones(1, 1, SIZE, SIZE)
+        "patchflow.cli.calibrate_slices.noise_level",
+        lambda law, y: torch.ones(len(y), 1, SIZE, SIZE),
     )
     assert main(["calibrate", "known.tif", *KNOWN, "--method=fbp", "--output=old"]) == 0
     document = json.loads(Path("old/calibration.json").read_text())

@@ -81,6 +81,19 @@ def test_several_images_are_judged_by_the_others(files, capsys) -> None:
     assert "of 3 images" in said
 
 
+def test_a_problem_file_with_the_projector_of_scans_is_one_of_images(files) -> None:
+    Path("beam.py").write_text(
+        "import torch\nimport patchflow as pf\n\nangles = torch.linspace(0, 3, 40)\n"
+        "likelihood = pf.GaussianLikelihood(pf.ParallelBeam((72, 72), angles, 103), 0.3)\n"
+    )
+    flags = ["--problem=beam.py", "--method=tv", "--threads=1"]
+    assert main(["calibrate", "known.tif", *flags, "--output=beam"]) == 0
+    write_image("z.npy", torch.zeros(1, 1, 40, 103))
+    run = ["reconstruct", "z.npy", *flags, "--calibration=beam", "--output=z.tif"]
+    assert main(run) == 0
+    assert Path("z-low.tif").exists()
+
+
 def test_mistakes(files, capsys) -> None:
     def refused(arguments, told):
         capsys.readouterr()

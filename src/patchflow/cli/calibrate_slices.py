@@ -78,10 +78,9 @@ def calibrate_slices(
     for note in convergence(solutions):
         print(note)
     recipe = Recipe.of(scan.likelihood, choices, choices.prior, channels=1)
-    known = [
-        (solution.x, truth, noise_level(scan.likelihood, y))
-        for solution, truth, y in zip(solutions, found.images, sinograms, strict=True)
-    ]
+    levels = noise_level(scan.likelihood, torch.cat(sinograms)).split(1)
+    xs = [solution.x for solution in solutions]
+    known = list(zip(xs, found.images, levels, strict=True))
     write_calibration(folder, known, recipe, prior, settings, show_difference)
 
 

@@ -19,14 +19,12 @@ from patchflow.errors import InputError
 from patchflow.io.atomic import digest, read_bytes
 from patchflow.priors.patch import PatchPrior
 from patchflow.problems.likelihood import Likelihood
-from patchflow.problems.signature import disagreements, signature
+from patchflow.problems.signature import PHOTONS, disagreements, signature
 from patchflow.uncertainty.image_samples import Check
 from patchflow.uncertainty.intervals import Intervals
 from patchflow.uncertainty.novelty import Novelty, novel_shares
 
 FILE = "calibration.json"
-# The operator of scans, as signatures name it.
-_SCANNER = "ParallelBeam"
 # Up to 1.5 times the noise of calibrated scans error bars were measured to hold (benchmarks/README.md).
 _NOISIER = 1.6
 
@@ -162,8 +160,9 @@ class Calibration:
                 None if checked is None else Check(**checked),
             )
             sound = _sound(found.intervals)
-            scanned = found.recipe.measurement.get("operator") == _SCANNER
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # A problem file may have the same projector with other noise, which counts as one of images.
+            scanned = PHOTONS in dict(found.recipe.measurement)
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{file} is damaged, or no calibration of images or slices; give the folder that patchflow calibrate "
                 "wrote, or calibrate again."

@@ -134,7 +134,7 @@ class Watch:
         surprising, smooth = novel_shares(found)
         note = (
             f"Novelty by {self.path}: {100 * surprising:.2f} % of the pixels surprise the prior, {100 * smooth:.2f} % "
-            f"are smoother than it knows; of those of true images held out in its training "
+            "are smoother than it knows; of those of the true images that its training held out "
             f"{100 * self.novelty.rate:g} % raise this alarm. These true images are the reference, and reconstructions "
             "are smoother: read the second share with care."
         )

@@ -16,6 +16,8 @@ from patchflow.problems.poisson import PoissonNoise
 from patchflow.problems.sampling import Mask
 from patchflow.problems.tomography import ParallelBeam
 
+# The number of photons, which only scans have.
+PHOTONS = "number of photons"
 # Relative, of responses computed by other numbers of threads or in other precision.
 _TOLERANCE = 1e-3
 # Operators in the words of the command line.
@@ -54,7 +56,7 @@ def signature(likelihood: Likelihood) -> dict[str, Any]:
         noise = {"noise": likelihood.std}
     elif isinstance(likelihood.noise, PoissonNoise):
         law = likelihood.noise
-        noise = {"number of photons": law.photons, "scale of attenuation": law.scale}
+        noise = {PHOTONS: law.photons, "scale of attenuation": law.scale}
     return {"operator": name, **rest, **noise}
 
 
